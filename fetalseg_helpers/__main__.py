@@ -1,0 +1,185 @@
+"""The command line: python -m fetalseg_helpers --help."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from fetalseg_helpers.workspace import FetalsegError, read_json, run_folder, shown
+
+DATA_KEYS = ("data", "seed", "phantoms", "split_by")
+CANVAS_KEYS = ("width", "height", "fit")
+parameter_option = click.option(
+    "-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of a notebook; may be repeated."
+)
+preset_option = click.option("--preset", type=click.Choice(["quick", "laptop", "reference"]), help="Default: quick.")
+data_option = click.option("--data", metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom.")
+run_dir_option = click.option("--run-dir", metavar="DIR", help="The run folder; one below runs/ by default.")
+
+
+@click.group(epilog="Any command takes --debug: a full traceback instead of one sentence.")
+def cli():
+    """From fetal ultrasound images to an honestly evaluated U-Net. For learning only, never for clinical use."""
+
+
+def named(data):
+    """A folder given on the command line as an absolute path, so that every notebook finds it; a name as it is."""
+    return data if data in ("phantom", "kaggle", "hc18") else str(Path(data).expanduser().resolve())
+
+
+@cli.command()
+@data_option
+@preset_option
+@run_dir_option
+@parameter_option
+def run(data, preset, run_dir, parameters):
+    """Execute the six notebooks in a row."""
+    from fetalseg_helpers import notebooks, sources
+
+    values = notebooks.read_preset(preset or "quick") | notebooks.parse_parameters(parameters)
+    data = named(data or values.get("data", "phantom"))
+    name = preset or "quick"
+    if run_dir is None:
+        run_dir = values.get("run_dir") or f"runs/{name if data == 'phantom' else f'{Path(data).name}-{name}'}"
+    elif not Path(run_dir).is_absolute():
+        run_dir = str(Path(run_dir).resolve())
+    values = {key: value for key, value in values.items() if key != "run_dir"} | {"data": data}
+    if data != "phantom":
+        sources.find_data(data, run_dir)
+    folder = run_folder(run_dir)
+    click.echo(f"Six notebooks, data '{data}', preset '{name}', run folder {shown(folder)}.")
+    notebooks.run_lessons(folder, values, report=click.echo)
+    click.echo(closing_summary(folder))
+
+
+def closing_summary(folder):
+    """The scores of a run and where everything lies, in a few lines."""
+    metrics = read_json(folder / "metrics.json")
+    (low, high), (iou_low, iou_high) = metrics["dice_interval_95"], metrics["iou_interval_95"]
+    lines = [
+        f"Dice {metrics['mean_dice']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"IoU {metrics['mean_iou']:.4f} ({iou_low:.4f} to {iou_high:.4f}),",
+        f"mean of {metrics['images']} test images of {metrics['examinations']} examinations at their own size.",
+    ]
+    if metrics["data"] == "phantom":
+        lines.append("These are phantoms: the score shows that everything works, it is no result.")
+    lines += [
+        f"{what:<20}{shown(folder / where)}"
+        for what, where in (
+            ("executed notebooks", "notebooks"),
+            ("scores", "metrics.csv"),
+            ("predicted masks", "predictions"),
+            ("trained network", "checkpoint.pt"),
+        )
+    ]
+    return "\n".join(lines)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--count", default=160, show_default=True, help="Number of frames.")
+@click.option("--seed", default=0, show_default=True)
+def phantom(folder, count, seed):
+    """Make a phantom data set, in the tree and naming of the Kaggle one."""
+    from tqdm import tqdm
+
+    from fetalseg_helpers import phantom
+
+    with tqdm(total=count, desc="phantoms", disable=None) as bar:
+        phantom.write_phantoms(folder, count=count, seed=seed, progress=lambda done: bar.update(done - bar.n))
+    click.echo(f"{count} phantom frames lie in {shown(folder)}.")
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["kaggle", "hc18"]))
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder; data/NAME of the project by default.")
+def fetch(name, folder):
+    """Download a public data set and unpack it."""
+    from fetalseg_helpers import sources
+
+    folder = sources.fetch(name, folder)
+    click.echo(f"{name} lies in {shown(folder)}. Credit it: {sources.LICENCES[name]}")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def verify(folder):
+    """Check images, outlines and pairs of a data set; exit 1 if there is a defect."""
+    from fetalseg_helpers import loading, verification
+
+    pairs = loading.load_pairs(folder)
+    findings, measurements = verification.verify_pairs(pairs)
+    for finding in findings.itertuples():
+        click.echo(f"{finding.severity:<8}{finding.check:<22}{finding.image_id}: {finding.detail}")
+    defects = int((findings.severity != "note").sum())
+    click.echo(
+        f"{len(pairs)} names, {len(measurements)} usable pairs, {defects} defects, {len(findings) - defects} notes."
+    )
+    sys.exit(1 if verification.has_defects(findings) else 0)
+
+
+@cli.command()
+@data_option
+@preset_option
+@run_dir_option
+@click.option("--resume", is_flag=True, help="Go on where the training in the run folder stopped.")
+@parameter_option
+def train(data, preset, run_dir, resume, parameters):
+    """Train without notebooks, a line per epoch."""
+    from fetalseg_helpers import notebooks, training, verification
+
+    folder = run_folder(
+        Path(run_dir or f"runs/{preset or 'quick'}").resolve() if run_dir else f"runs/{preset or 'quick'}"
+    )
+    values = notebooks.read_preset(preset or "quick") | {"data": "phantom"} | read_json(folder / "data.json")
+    if resume and (folder / "last.pt").exists():
+        state = training.load_checkpoint(folder / "last.pt")
+        values |= state["settings"] | {key: state["canvas"][key] for key in CANVAS_KEYS}
+    values |= notebooks.parse_parameters(parameters)
+    if data:
+        values["data"] = named(data)
+    verification.ensure_verified(folder, **{key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values})
+    names = {field.name for field in fields(training.Settings)}
+    settings = training.Settings(**{key: value for key, value in values.items() if key in names})
+    history = training.train(folder, settings, resume, report=click.echo)
+    click.echo(f"best validation Dice {history.valid_dice.max():.4f}, kept in {shown(folder / 'checkpoint.pt')}.")
+
+
+@cli.command()
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--threshold", default=0.5, show_default=True, type=click.FloatRange(0.01, 0.99))
+@click.option("--flip", is_flag=True, help="Average over the image and its mirror; twice the time.")
+def predict(images, checkpoint, out, threshold, flip):
+    """Predict a mask for an image or every image of a folder."""
+    from fetalseg_helpers import evaluation, training
+
+    if not images.exists():
+        raise FetalsegError(f"{images} is not there: give an image or a folder of images.")
+    network, state = training.load_network(checkpoint)
+    written, problems = evaluation.predict_folder(network, state["canvas"], images, out, threshold, flip=flip)
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"{written} predictions lie in {out}.")
+    sys.exit(1 if problems else 0)
+
+
+def main():
+    """Run the command line; errors that the user can mend are one sentence and exit code 1."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # a Windows console may not know '×'
+        stream.reconfigure(errors="replace")
+    try:
+        cli(arguments, prog_name="python -m fetalseg_helpers")
+    except (FetalsegError, OSError) as error:
+        if debug:
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

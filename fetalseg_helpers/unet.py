@@ -1,0 +1,141 @@
+"""The U-Net of Ronneberger, Fischer and Brox (MICCAI 2015, arXiv 1505.04597), with padded convolutions."""
+
+import torch
+from torch import nn
+
+NORMALISATIONS = {"none": lambda channels: nn.Identity(), "batch": nn.BatchNorm2d}
+
+
+class ConvBlock(nn.Module):
+    """Two 3 × 3 convolutions, each followed by an optional normalisation and a ReLU; height and width stay.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    normalisation : {'none', 'batch'}
+    """
+
+    def __init__(self, in_channels, out_channels, normalisation="none"):
+        super().__init__()
+        layers = []
+        for channels in (in_channels, out_channels):
+            layers += [
+                nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=normalisation == "none"),
+                NORMALISATIONS[normalisation](out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)  # (batch, out_channels, height, width)
+
+
+class Down(nn.Module):
+    """Half the height and width by 2 × 2 max pooling, then a ConvBlock with twice the channels."""
+
+    def __init__(self, in_channels, normalisation="none"):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+        self.block = ConvBlock(in_channels, 2 * in_channels, normalisation)
+
+    def forward(self, x):
+        return self.block(self.pool(x))  # (batch, 2 * in_channels, height / 2, width / 2)
+
+
+class Up(nn.Module):
+    """Twice the height and width by a 2 × 2 transposed convolution, the skip beside it, then a ConvBlock."""
+
+    def __init__(self, in_channels, normalisation="none"):
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(in_channels, in_channels // 2, kernel_size=2, stride=2)
+        self.block = ConvBlock(in_channels, in_channels // 2, normalisation)
+
+    def forward(self, x, skip):
+        x = torch.cat([skip, self.enlarge(x)], dim=1)  # (batch, in_channels, 2 * height, 2 * width)
+        return self.block(x)  # (batch, in_channels / 2, 2 * height, 2 * width)
+
+
+class UNet(nn.Module):
+    """Grey image in, one logit per pixel out; `probability_map` gives P(tumor).
+
+    The paper's convolutions are unpadded, so its maps shrink; here they are padded and the output has the
+    size of the input. With 64 channels, depth 4 and no normalisation it has 31,030,593 parameters.
+
+    Parameters
+    ----------
+    base_channels : int
+        Channels after the first block; each level down doubles them.
+    depth : int
+        Number of times the image is halved.
+    normalisation : {'none', 'batch'}
+        The paper uses none; batch normalisation trains faster.
+    """
+
+    def __init__(self, base_channels=64, depth=4, normalisation="none"):
+        super().__init__()
+        self.depth = depth
+        channels = [base_channels * 2**level for level in range(depth + 1)]
+        self.first = ConvBlock(1, base_channels, normalisation)
+        self.downs = nn.ModuleList(Down(c, normalisation) for c in channels[:-1])
+        self.ups = nn.ModuleList(Up(c, normalisation) for c in reversed(channels[1:]))
+        self.last = nn.Conv2d(base_channels, 1, kernel_size=1)
+
+    def forward(self, x):
+        check_divisible(x.shape[-2], x.shape[-1], self.depth)
+        skips = [self.first(x)]  # (batch, base_channels, height, width)
+        for down in self.downs:
+            skips.append(down(skips[-1]))
+        x = skips.pop()  # (batch, base_channels * 2^depth, height / 2^depth, width / 2^depth)
+        for up in self.ups:
+            x = up(x, skips.pop())
+        return self.last(x)  # (batch, 1, height, width), logits
+
+    def probability_map(self, x):
+        return torch.sigmoid(self(x))  # (batch, 1, height, width), 0 to 1
+
+
+def check_divisible(height, width, depth):
+    """Raise ValueError unless both sizes can be halved `depth` times, so that every skip fits."""
+    step = 2**depth
+    if height % step or width % step:
+        down, up = (
+            f"{w // step * step} × {h // step * step}"
+            for w, h in ((width, height), (width + step - 1, height + step - 1))
+        )
+        raise ValueError(f"{width} × {height} does not divide by 2^{depth} = {step}: use {down} or {up}.")
+
+
+def count_parameters(network):
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def trace_shapes(network, height, width):
+    """Shape after every step, recorded by hooks while a black image passes through the network.
+
+    Returns
+    -------
+    list of (str, tuple)
+        Name of the module and shape (channels, height, width) of what leaves it, in the order of the pass.
+    """
+    shapes, hooks = [], []
+    steps = [("first", network.first)]
+    steps += [(f"downs.{number}", module) for number, module in enumerate(network.downs)]
+    steps += [(f"ups.{number}", module) for number, module in enumerate(network.ups)]
+    steps.append(("last", network.last))
+    for name, module in steps:
+        hooks.append(
+            module.register_forward_hook(
+                lambda _, __, output, name=name: shapes.append((name, tuple(output.shape[1:])))
+            )
+        )
+    was_training = network.training
+    try:
+        network.eval()
+        with torch.no_grad():
+            network(torch.zeros(1, 1, height, width, device=next(network.parameters()).device))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return shapes
