@@ -35,9 +35,10 @@ def named(data):
 @parameter_option
 def run(data, preset, run_dir, parameters):
     """Execute the six notebooks in a row."""
-    from fetalseg_helpers import notebooks, sources
+    from fetalseg_helpers import notebooks, sources, unet
 
     values = notebooks.read_preset(preset or "quick") | notebooks.parse_parameters(parameters)
+    unet.check_divisible(values["height"], values["width"], values["depth"])
     data = named(data or values.get("data", "phantom"))
     name = preset or "quick"
     if run_dir is None:

@@ -140,7 +140,7 @@ def predict_image(network, image, settings, flip=False):
     return preprocessing.from_canvas(probability, image.shape[1], image.shape[0], settings["fit"])
 
 
-def test_pairs(run_dir, split="test"):
+def usable_pairs(run_dir, split="test"):
     """Rows of the manifest, with paths, that evaluation uses; in the manifest's order."""
     manifest = loading.read_manifest(run_dir)
     return manifest[manifest.image_id.isin(preprocessing.usable(run_dir, split).image_id)]

@@ -345,9 +345,9 @@ def ensure_manifest(run_dir, **asked):
     """
     folder = run_folder(run_dir)
     made = read_json(folder / "data.json")
-    if (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items()):
-        if (project_root() / made["root"]).is_dir():
-            return read_manifest(run_dir)
+    fits = (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items())
+    if fits and (project_root() / made["root"]).is_dir():
+        return read_manifest(run_dir)
     manifest = write_manifest(run_dir, **asked)
     print(f"{shown(folder / 'manifest.csv')} made: {len(manifest)} pairs (notebook 01 explains it).")
     return manifest

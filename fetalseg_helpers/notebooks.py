@@ -102,6 +102,7 @@ def run_lesson(path, run_dir, values):
     with written_whole(final) as unfinished:
         try:
             options = {"progress_bar": False, "cwd": path.parent, "kernel_name": "python3"}
+            options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # of the kernel's own messages on stderr
             papermill.execute_notebook(path, unfinished, parameters=given, **options)
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(unfinished, failed)

@@ -10,10 +10,11 @@ with a >= b and the angle of a turned from +x towards +y (down), as OpenCV turns
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from numbers import Integral
 from pathlib import Path
 
@@ -505,7 +506,8 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
     Raises
     ------
     FetalsegError
-        If `count` or `seed` is out of range, `folder` holds something, or the disk refuses the files.
+        If `count` or `seed` is out of range, `folder` holds something, the disk refuses the files, or the processes
+        cannot start (a script that calls this needs the usual `if __name__ == "__main__":`; a notebook does not).
     """
     folder = Path(folder)
     entries = set_entries(count, seed)
@@ -529,6 +531,10 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
         raise FetalsegError(
             f"{folder} could not be written ({error.strerror or error}): free some space or choose another folder."
         ) from error
+    except BrokenExecutor as error:
+        raise FetalsegError(
+            'The drawing processes broke off: give processes=1, or call from under `if __name__ == "__main__":`.'
+        ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -549,7 +555,8 @@ def _write_set(folder, seed, examinations, kinds, processes, progress):
             cv2.setNumThreads(1)
             written = map(write, examinations)
         else:
-            pool = ProcessPoolExecutor(processes, initializer=cv2.setNumThreads, initargs=(1,))
+            fresh = get_context("spawn")  # a fork would inherit OpenCV's locks without the threads that hold them
+            pool = ProcessPoolExecutor(processes, fresh, initializer=cv2.setNumThreads, initargs=(1,))
             written = stack.enter_context(pool).map(write, examinations)
             stack.callback(pool.shutdown, cancel_futures=True)  # whoever interrupts need not wait for the rest
         for number in written:

@@ -154,18 +154,6 @@ def mask_to_canvas(mask, width, height, fit="scale"):
     return binarise(to_canvas(mask * np.uint8(255), width, height, fit))
 
 
-def nearest_divisible(size, depth):
-    """The two multiples of 2^depth around a size in pixels; both are `size` itself if it divides.
-
-    Examples
-    --------
-    >>> nearest_divisible(540, 4)
-    (528, 544)
-    """
-    step = 2**depth
-    return size // step * step, -(-size // step) * step
-
-
 def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1):
     """One random variation of a pair: the frame turned, zoomed, shifted, mirrored, and its gain and gamma changed.
 

@@ -164,7 +164,7 @@ class Trainer:
         seed_everything(settings.seed)
         self.folder, self.settings, self.device = run_folder(run_dir), settings, choose_device()
         self.canvas = read_json(self.folder / "prepared" / "settings.json")
-        self.check()
+        unet.check_divisible(self.canvas["height"], self.canvas["width"], settings.depth)
         self.train_set = preprocessing.PreparedDataset(run_dir, "train", settings.augmented, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, "valid")
         self.network = make_network(settings, self.device)
@@ -179,13 +179,6 @@ class Trainer:
         self.history, self.best = [], -1.0
         if resume and (self.folder / "last.pt").exists():
             self.load_state(load_checkpoint(self.folder / "last.pt"))
-
-    def check(self):
-        """Refuse a canvas that the network cannot halve, before anything is trained."""
-        try:
-            unet.check_divisible(self.canvas["height"], self.canvas["width"], self.settings.depth)
-        except ValueError as error:
-            raise FetalsegError(f"{error}"[:-1] + ", or another depth.") from error
 
     def positive_weight(self):
         """Background pixels for each tumor pixel, over the training masks."""

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from fetalseg_helpers.workspace import FetalsegError
+
 NORMALISATIONS = {"none": lambda channels: nn.Identity(), "batch": nn.BatchNorm2d}
 
 
@@ -94,15 +96,25 @@ class UNet(nn.Module):
         return torch.sigmoid(self(x))  # (batch, 1, height, width), 0 to 1
 
 
-def check_divisible(height, width, depth):
-    """Raise ValueError unless both sizes can be halved `depth` times, so that every skip fits."""
+def nearest_divisible(size, depth):
+    """The two multiples of 2^depth around a size in pixels; both are `size` itself if it divides.
+
+    Examples
+    --------
+    >>> nearest_divisible(540, 4)
+    (528, 544)
+    """
     step = 2**depth
-    if height % step or width % step:
-        down, up = (
-            f"{w // step * step} × {h // step * step}"
-            for w, h in ((width, height), (width + step - 1, height + step - 1))
-        )
-        raise ValueError(f"{width} × {height} does not divide by 2^{depth} = {step}: use {down} or {up}.")
+    return size // step * step, -(-size // step) * step
+
+
+def check_divisible(height, width, depth):
+    """Raise FetalsegError unless both sizes can be halved `depth` times, so that every skip fits."""
+    widths, heights = nearest_divisible(width, depth), nearest_divisible(height, depth)
+    if widths[0] != width or heights[0] != height:
+        nearest = [f"{w} × {h}" for w, h in zip(widths, heights, strict=True) if w and h]
+        remedy = f"use {' or '.join(nearest)}, or another depth"
+        raise FetalsegError(f"{width} × {height} does not divide by 2^{depth} = {2**depth}: {remedy}.")
 
 
 def count_parameters(network):
