@@ -114,7 +114,7 @@ def check_parameters(**values):
         if choices and value not in choices:
             raise FetalsegError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
         if low is not None and not low <= value <= high:
-            raise FetalsegError(f"{name} is {value}, but must lie between {low:g} and {high:g}.")
+            raise FetalsegError(f"{name} is {value:g}, but must lie between {low:g} and {high:g}.")
         if kind is str and not value.strip():
             raise FetalsegError(f"{name} is empty, but must name something.")
 

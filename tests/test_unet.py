@@ -1,0 +1,183 @@
+"""The network: its size, its shapes, its skips, and the sizes that it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fetalseg_helpers import unet
+from fetalseg_helpers.workspace import FetalsegError
+
+NORMALISATIONS = ("none", "batch")
+few = settings(max_examples=15, deadline=None)
+
+
+def small(normalisation="batch", base_channels=4, depth=2, seed=0):
+    torch.manual_seed(seed)
+    return unet.UNet(base_channels, depth, normalisation)
+
+
+def expected_parameters(base, depth, batch):
+    """Counted level by level: weights k·k·in·out, one bias per channel, or two values per channel of batch norm."""
+    extra = 2 if batch else 1
+
+    def block(channels_in, channels_out):
+        return 9 * channels_out * (channels_in + channels_out) + 2 * extra * channels_out
+
+    total = block(1, base) + base + 1
+    for level in range(depth):
+        narrow, wide = base * 2**level, base * 2 ** (level + 1)
+        total += block(narrow, wide)  # down
+        total += 4 * wide * narrow + narrow + block(wide, narrow)  # up: the transposed convolution always has a bias
+    return total
+
+
+def test_the_default_network_has_exactly_31_030_593_parameters():
+    with torch.device("meta"):
+        network = unet.UNet()
+    assert network.first.layers[0].in_channels == 1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert unet.count_parameters(network) == 31_030_593 == expected_parameters(64, 4, False)
+
+
+@few
+@given(st.integers(1, 24), st.integers(1, 6), st.sampled_from(NORMALISATIONS))
+def test_the_number_of_parameters_follows_the_formula(base, depth, normalisation):
+    with torch.device("meta"):
+        network = unet.UNet(base, depth, normalisation)
+    assert unet.count_parameters(network) == expected_parameters(base, depth, normalisation == "batch")
+
+
+def test_frozen_values_are_not_counted():
+    network = small()
+    whole = unet.count_parameters(network)
+    network.last.requires_grad_(False)
+    assert whole - unet.count_parameters(network) == 4 + 1
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+def test_the_output_has_the_size_of_the_input_and_one_channel(base, depth, rows, columns, images):
+    height, width = rows * 2**depth, columns * 2**depth
+    output = unet.UNet(base, depth).eval()(torch.rand(images, 1, height, width))
+    assert output.shape == (images, 1, height, width)
+
+
+def test_a_size_that_does_not_divide_is_refused_with_the_two_nearest_that_do():
+    assert unet.nearest_divisible(540, 4) == (528, 544)
+    with pytest.raises(FetalsegError, match=r"800 × 540 .* 2\^4 = 16: use 800 × 528 or 800 × 544"):
+        unet.check_divisible(540, 800, 4)
+    with pytest.raises(FetalsegError, match="use 48 × 32 or 52 × 32"):
+        small()(torch.zeros(1, 1, 32, 50))
+
+
+@few
+@given(st.integers(1, 700), st.integers(1, 7))
+def test_the_nearest_sizes_divide_and_enclose(size, depth):
+    low, high = unet.nearest_divisible(size, depth)
+    assert low % 2**depth == high % 2**depth == 0
+    assert low <= size <= high < low + 2 ** (depth + 1)
+    assert (low == size) == (high == size) == (size % 2**depth == 0)
+
+
+def test_a_refusal_never_proposes_a_size_of_0():
+    with pytest.raises(FetalsegError) as refusal:
+        unet.check_divisible(90, 100, 7)
+    assert "use 128 × 128," in str(refusal.value)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_skip_is_used(level):
+    network, image = small(depth=3).eval(), torch.rand(1, 1, 16, 24)
+    before = network(image)
+    handle = network.ups[level].register_forward_pre_hook(lambda _, given: (given[0], torch.zeros_like(given[1])))
+    after = network(image)
+    handle.remove()
+    assert not torch.allclose(before, after, atol=1e-6)
+    assert torch.equal(network(image), before)
+
+
+def test_the_depths_of_the_network_are_used():
+    network, image = small().eval(), torch.rand(1, 1, 16, 24)
+    before = network(image)
+    handle = network.downs[-1].register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    after = network(image)
+    handle.remove()
+    assert not torch.allclose(before, after, atol=1e-6)
+
+
+def test_in_eval_mode_an_image_does_not_depend_on_the_rest_of_its_batch():
+    network, images = small("batch"), torch.rand(5, 1, 16, 24)
+    network.train()
+    with torch.no_grad():
+        network(3 * images)  # running statistics of their own
+        together, alone = network(images)[2], network(images[2:3])[0]
+        assert not torch.allclose(together, alone, atol=1e-4)  # so that the line below means something
+        network.eval()
+        together, alone = network(images)[2], network(images[2:3])[0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_probability_map_is_the_sigmoid_of_the_logits():
+    network, image = small().eval(), torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = 1 / (1 + torch.exp(-network(image)))
+        torch.testing.assert_close(network.probability_map(image), expected)
+
+
+def test_traced_shapes_are_those_worked_by_hand():
+    assert unet.trace_shapes(small(), 32, 48) == [
+        ("first", (4, 32, 48)),
+        ("downs.0", (8, 16, 24)),
+        ("downs.1", (16, 8, 12)),
+        ("ups.0", (8, 16, 24)),
+        ("ups.1", (4, 32, 48)),
+        ("last", (1, 32, 48)),
+    ]
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_traced_shapes_are_those_of_a_real_pass(normalisation):
+    network, x = small(normalisation, 3, 3).eval(), torch.rand(1, 1, 16, 40)
+    kept = [network.first(x)]
+    for down in network.downs:
+        kept.append(down(kept[-1]))
+    real = [tuple(part.shape[1:]) for part in kept]
+    x = kept.pop()
+    for up in network.ups:
+        x = up(x, kept.pop())
+        real.append(tuple(x.shape[1:]))
+    real.append(tuple(network.last(x).shape[1:]))
+    assert [shape for _, shape in unet.trace_shapes(network, 16, 40)] == real
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("height", [16, 17])
+def test_tracing_leaves_the_network_as_it_was_also_after_an_error(training, height):
+    network = small("batch").train(training)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    if height == 17:
+        with pytest.raises(FetalsegError):
+            unet.trace_shapes(network, height, 24)
+    else:
+        unet.trace_shapes(network, height, 24)
+    assert all(module.training == training for module in network.modules())
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_gradients_reach_every_parameter(normalisation):
+    network = small(normalisation)
+    network(torch.rand(2, 1, 16, 24)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_a_block_without_normalisation_is_two_convolutions_with_relu():
+    block, x = unet.ConvBlock(2, 3), torch.rand(1, 2, 5, 7)
+    first, second = block.layers[0], block.layers[3]
+    by_hand = torch.relu(nn.functional.conv2d(x, first.weight, first.bias, padding=1))
+    by_hand = torch.relu(nn.functional.conv2d(by_hand, second.weight, second.bias, padding=1))
+    torch.testing.assert_close(block(x), by_hand)

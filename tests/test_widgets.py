@@ -1,0 +1,97 @@
+"""Sliders that redraw, and the progress of a training on a screen and headless."""
+
+import ipywidgets
+import pytest
+
+from fetalseg_helpers import widgets
+
+ROWS = [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
+
+
+def line(row):
+    return f"epoch {row['epoch']}"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What `watch` displays: a list of (call, figure)."""
+    calls = []
+
+    class Handle:
+        def update(self, figure):
+            calls.append(("update", figure))
+
+    def display(figure, display_id):
+        calls.append(("display", figure))
+        return Handle()
+
+    monkeypatch.setattr(widgets, "display", display)
+    return calls
+
+
+def test_a_moved_slider_draws_again_with_the_new_value():
+    drawn = []
+    panel = widgets.explore(drawn.append, at=(0, 10, 1))
+    panel.update()
+    panel.children[0].value = 7
+    assert drawn[0] == 5 and drawn[-1] == 7 and 2 <= len(drawn) <= 3
+
+
+def test_every_control_reaches_its_argument():
+    drawn = []
+    panel = widgets.explore(lambda rank, kind: drawn.append((rank, kind)), rank=(1, 3, 1), kind=["worst", "best"])
+    panel.update()
+    rank, kind = panel.kwargs_widgets
+    rank.value, kind.value = 3, "best"
+    assert drawn[-1] == (3, "best")
+
+
+def test_a_slider_waits_until_it_is_released():
+    panel = widgets.explore(lambda at: None, at=(0.0, 1.0, 0.1))
+    assert isinstance(panel.children[0], ipywidgets.FloatSlider)
+    assert panel.children[0].continuous_update is False
+
+
+def test_headless_there_is_a_line_per_row_and_nothing_on_stderr(monkeypatch, capsys, shown):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert widgets.watch(iter(ROWS), 3, lambda rows: pytest.fail("drawn headless"), line) == ROWS
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["epoch 1", "epoch 2", "epoch 3"]
+    assert err == "" and shown == []
+
+
+def test_headless_lines_come_while_the_training_runs(monkeypatch, capsys):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    seen_before_next = []
+
+    def rows():
+        for row in ROWS:
+            seen_before_next.append(capsys.readouterr().out)
+            yield row
+
+    widgets.watch(rows(), 3, None, line)
+    assert seen_before_next == ["", "epoch 1\n", "epoch 2\n"]
+
+
+def test_on_a_screen_one_curve_grows(monkeypatch, capsys, shown):
+    monkeypatch.setenv("JPY_SESSION_NAME", "05_training.ipynb")
+    assert widgets.watch(iter(ROWS), 3, lambda rows: f"figure of {len(rows)}", line) == ROWS
+    assert shown == [("display", "figure of 1"), ("update", "figure of 2"), ("update", "figure of 3")]
+    assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_a_training_that_stops_early_or_never_starts_gives_the_rows_that_there_are(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert widgets.watch(iter(ROWS[:1]), 3, None, line) == ROWS[:1]
+    assert widgets.watch(iter([]), 3, None, line) == []
+
+
+def test_an_error_in_the_training_is_not_swallowed(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+
+    def rows():
+        yield ROWS[0]
+        raise ValueError("the loss became nan")
+
+    with pytest.raises(ValueError, match="nan"):
+        widgets.watch(rows(), 3, None, line)
