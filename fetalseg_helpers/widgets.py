@@ -1,5 +1,6 @@
 """What moves on the screen: sliders around a function that the cell before has drawn once, and a growing curve."""
 
+import functools
 import os
 
 import ipywidgets
@@ -22,7 +23,12 @@ def explore(draw, **controls):
     ipywidgets.interactive
         The controls above the figure.
     """
-    panel = ipywidgets.interactive(draw, **controls)
+
+    @functools.wraps(draw)  # the controls start at its defaults
+    def show(**values):
+        display(draw(**values))
+
+    panel = ipywidgets.interactive(show, **controls)
     for control in panel.kwargs_widgets:
         control.continuous_update = False  # one figure per move, not one per pixel of the slider's way
     return panel
