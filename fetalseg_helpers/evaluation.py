@@ -82,7 +82,7 @@ def largest_component(mask):
     """
     labels, regions = ndimage.label(mask, structure=np.ones((3, 3)))
     if regions < 2:
-        return np.asarray(mask, dtype=np.uint8)
+        return (np.asarray(mask) > 0).astype(np.uint8)
     sizes = np.bincount(labels.ravel())[1:]
     return (labels == sizes.argmax() + 1).astype(np.uint8)
 
@@ -224,7 +224,7 @@ def summarise(scores, draws=2000, seed=0):
 def write_metrics(run_dir, scores, summary):
     """Write `metrics.csv`, a row per image, and `metrics.json`, the summary."""
     folder = run_folder(run_dir)
-    write_table(folder / "metrics.csv", scores.round(6))
+    write_table(folder / "metrics.csv", scores)
     write_json(folder / "metrics.json", json.loads(json.dumps(summary)))
 
 
@@ -249,7 +249,7 @@ def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=T
     else:
         files = loading.find_files(images)
         paths = list(files.path[files.kind == "image"])
-    paths = [path for path in paths if out.resolve() not in path.resolve().parents]
+        paths = [path for path in paths if not (path.parent.resolve() == out.resolve() and path.stem.endswith("_pred"))]
     if not paths:
         raise FetalsegError(f"{images} holds no image to predict: give a file or a folder of images.")
     seen = {}

@@ -53,7 +53,7 @@ def find_files(root):
     """
     root = Path(root)
     if not root.is_dir():
-        raise FetalsegError(f"{root} is not a folder: check the path given as data.")
+        raise FetalsegError(f"{root} is not a folder: check the path.")
     rows = []
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
@@ -69,9 +69,7 @@ def find_files(root):
             stem = path.stem[: -len(OUTLINE_ENDING)] if is_outline else path.stem
             rows.append((path, stem, "outline" if is_outline else "image", tissue, split))
     if not rows:
-        raise FetalsegError(
-            f"{root} holds no image file ({', '.join(sorted(SUFFIXES))}): check the path given as data."
-        )
+        raise FetalsegError(f"{root} holds no image file ({', '.join(sorted(SUFFIXES))}): check the path.")
     return pd.DataFrame(rows, columns=["path", "stem", "kind", "tissue", "folder"])
 
 
@@ -101,7 +99,7 @@ def match_pairs(files):
     images, outlines = first.get("image", nothing), first.get("outline", nothing)
     counts = used.stem.value_counts()
     rows = []
-    for stem in sorted(set(images.index) | set(outlines.index), key=natural_order):
+    for stem in sorted(set(images.index) | set(outlines.index), key=lambda name: (natural_order(name), name)):
         image = images.loc[stem] if stem in images.index else None
         outline = outlines.loc[stem] if stem in outlines.index else None
         found = [part for part in (image, outline) if part is not None]
@@ -120,7 +118,7 @@ def match_pairs(files):
 
 def natural_order(name):
     """Sorting key that compares the numbers in a name as numbers."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def find_examinations(image_ids):
@@ -151,7 +149,8 @@ def find_examinations(image_ids):
     """
     parsed = {name: re.fullmatch(r"(\d+)_(\d*)HC", name) for name in image_ids}
     numbered = [(int(match[1]), int(match[2] or 1000), name) for name, match in parsed.items() if match]
-    shared_numbers = len({number for number, _, _ in numbered}) < len(numbered)
+    # A copy under a number that is taken does not make it HC18, where a fifth of the frames share one.
+    shared_numbers = len({number for number, _, _ in numbered}) < 0.9 * len(numbered)
     names, rank_before, current = {}, 1001, ""
     for number, rank, name in sorted(numbered):
         if shared_numbers or rank <= rank_before:
@@ -191,7 +190,7 @@ def split_pairs(pairs, by="examination", seed=0):
                 "split_by = 'folder' needs every image in a folder train, validation or test: use 'examination'."
             )
         return pairs.folder
-    groups = pairs["examination" if by == "examination" else "image_id"].to_numpy()
+    groups = pairs[{"examination": "examination", "image": "image_id"}[by]].to_numpy()
     units = len(set(groups))
     if units < 3:
         raise FetalsegError(f"{units} {by}s cannot be split in three: give at least 3, better 30.")
@@ -224,7 +223,7 @@ def leak_table(pairs, seed=0):
                 "test images seen": int(test.isin(seen).sum()),
             }
         )
-    table = pd.DataFrame(rows).set_index("split by")
+    table = pd.DataFrame(rows, columns=["split by", *SPLITS, "test images seen"]).set_index("split by")
     table["share of test"] = (table["test images seen"] / table["test"]).round(2)
     return table
 
@@ -267,7 +266,10 @@ def read_grey(path):
             raise FetalsegError(f"{shown(path)} says it has {width} × {height} pixels: no ultrasound frame has.")
         if PNG_END not in data[-64:]:
             raise FetalsegError(f"{shown(path)} is cut off after {len(data)} bytes: copy or download it again.")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:  # a header of another format that claims too many pixels
+        image = None
     if image is None:
         raise FetalsegError(f"{shown(path)} is not an image that can be decoded: copy or download it again.")
     if image.dtype != np.uint8:
@@ -288,7 +290,7 @@ def read_manifest(run_dir):
     path = project_root() / run_dir / "manifest.csv"
     if not path.exists():
         raise FetalsegError(f"{shown(path)} is not there: run notebook 01, or any later one, with this run_dir.")
-    manifest = pd.read_csv(path, dtype={"image_id": str, "examination": str, "split": str})
+    manifest = pd.read_csv(path, dtype={"image_id": str, "examination": str, "split": str}, keep_default_na=False)
     for column in ("image_path", "mask_path"):
         manifest[column] = [project_root() / name for name in manifest[column]]
     return manifest
@@ -306,7 +308,7 @@ def load_pairs(root):
     if not (pairs.image_path.notna() & pairs.mask_path.notna()).any():
         raise FetalsegError(
             f"{root} holds no pair of NAME.png and NAME_Annotation.png in a folder 'malignant' or outside "
-            "of class folders: check the path given as data."
+            "of class folders: check the path."
         )
     pairs["examination"] = pairs.image_id.map(find_examinations(pairs.image_id))
     return pairs
@@ -328,6 +330,7 @@ def write_manifest(run_dir, data="phantom", seed=0, phantoms=160, split_by="exam
     for column in ("image_path", "mask_path"):
         pairs[column] = pairs[column].map(shown)
     folder = run_folder(run_dir)
+    (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest
     write_table(folder / "manifest.csv", pairs[MANIFEST_COLUMNS])
     asked = {"data": data, "root": shown(root), "seed": seed, "phantoms": phantoms, "split_by": split_by}
     write_json(folder / "data.json", asked)
@@ -341,13 +344,13 @@ def ensure_manifest(run_dir, **asked):
     ----------
     run_dir : str or Path
     asked : `data`, `seed`, `phantoms`, `split_by`
-        As for `write_manifest`. What is not asked may be anything.
+        As for `write_manifest`. What is not asked stays as it is in the run folder.
     """
     folder = run_folder(run_dir)
     made = read_json(folder / "data.json")
-    fits = (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items())
+    fits = made and (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items())
     if fits and (project_root() / made["root"]).is_dir():
         return read_manifest(run_dir)
-    manifest = write_manifest(run_dir, **asked)
+    manifest = write_manifest(run_dir, **({name: value for name, value in made.items() if name != "root"} | asked))
     print(f"{shown(folder / 'manifest.csv')} made: {len(manifest)} pairs (notebook 01 explains it).")
     return manifest

@@ -24,13 +24,13 @@ def save(figure, path):
 
 
 def draw_outline(axis, mask, color, style="solid", label=None):
-    """Draw the border of a 0/1 mask of shape (height, width); nothing for an empty or a full one."""
+    """Draw the border of a 0/1 mask of shape (height, width); nothing for an empty one."""
     mask = np.asarray(mask)
     if mask.any():
         padded = np.pad(mask.astype(float), 1)
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
         axis.contour(columns, rows, padded, levels=[0.5], colors=color, linestyles=style, linewidths=1.3)
-        axis.plot([], [], color=color, linestyle=style, label=label)
+    axis.plot([], [], color=color, linestyle=style, label=label)
     axis.set_xlim(-0.5, mask.shape[1] - 0.5)
     axis.set_ylim(mask.shape[0] - 0.5, -0.5)
 
@@ -259,12 +259,13 @@ def show_score_spread(scores, interval, title):
 
 def show_pipeline(image, truth, probability, prediction, title):
     """Four steps of one image: what comes in, the truth, the probability map, the prediction on the image."""
-    figure, axes = new_figure(1, 4, height=1.75)
+    figure, axes = new_figure(1, 4, height=1.9)
     axes[0].imshow(image, cmap="gray", vmin=0, vmax=255)
     axes[1].imshow(truth, cmap="gray", vmin=0, vmax=1)
     axes[2].imshow(probability, cmap="magma", vmin=0, vmax=1)
     overlay(axes[3], image, truth, prediction, "")
-    for axis, name in zip(axes, (title, "mask (truth)", "probability map", "prediction, on the image"), strict=True):
+    for axis, name in zip(axes, ("image", "mask (truth)", "probability map", "prediction"), strict=True):
         axis.set_title(name)
         axis.axis("off")
+    figure.suptitle(title)
     return figure

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from torch.utils.data import Dataset
 
 from fetalseg_helpers import loading
@@ -42,9 +43,9 @@ def binarise(mask, threshold=128):
 def fill_outline(outline):
     """Fill a drawn outline; the line itself counts as inside.
 
-    A head is convex, so the convex hull of the line is its filled region, also where the frame cuts the line
-    open and a hole filler finds no hole. A file that is filled already (more than half of its hull is set) is
-    only binarised.
+    A closed line is filled by a hole filler. Where the frame cuts the line open, a hole filler finds no hole and
+    leaves the line as it is; then the convex hull is the region, since a head is convex. A file that is filled
+    already comes back as it is.
 
     Parameters
     ----------
@@ -64,16 +65,14 @@ def fill_outline(outline):
     points = cv2.findNonZero(line)
     if points is None:
         raise FetalsegError("the mask is empty: no pixel reaches 128.")
+    filled = ndimage.binary_fill_holes(line).astype(np.uint8)
     hull = cv2.fillConvexPoly(np.zeros_like(line), cv2.convexHull(points), 1)
-    return line if line.sum() > hull.sum() / 2 else hull
+    return filled if filled.sum() > hull.sum() / 2 else hull
 
 
 def is_open(outline):
-    """True for a line that encloses nothing: what a flood from outside cannot reach is under half of its hull."""
-    line = binarise(outline)
-    flooded = np.pad(line, 1)
-    cv2.floodFill(flooded, None, (0, 0), 2)
-    return bool((flooded != 2).sum() < fill_outline(outline).sum() / 2)
+    """True for a line that encloses nothing, so that a hole filler leaves less than `fill_outline` gives."""
+    return bool(ndimage.binary_fill_holes(binarise(outline)).sum() < fill_outline(outline).sum())
 
 
 def normalise(image):
@@ -226,7 +225,10 @@ def prepare(run_dir, width=128, height=96, fit="scale"):
     """
     manifest = loading.read_manifest(run_dir)
     folder = run_folder(run_dir) / "prepared"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FetalsegError(f"{folder} cannot be made ({error.strerror}): delete what is there.") from error
     (folder / "settings.json").unlink(missing_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(manifest), height, width)}
     problems = []
@@ -294,7 +296,7 @@ def usable(run_dir, split=None):
     index = index[index.problem == ""]
     findings = run_folder(run_dir) / "verification.csv"
     if findings.exists():
-        table = pd.read_csv(findings, dtype=str)
+        table = pd.read_csv(findings, dtype=str, keep_default_na=False)
         index = index[~index.image_id.isin(table.image_id[table.severity == "error"])]
     if split is None:
         return index
@@ -333,7 +335,7 @@ class PreparedDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, position):
-        row = self.index.row[position]
+        row = self.index.row.iloc[position]
         image, mask = self.images[row], self.masks[row]
         if self.augmented:
             rng = np.random.default_rng([self.seed, self.epoch, position])

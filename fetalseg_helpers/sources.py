@@ -1,11 +1,13 @@
 """Where the data comes from: phantoms made on the spot, the Kaggle data set, HC18, or a folder of yours."""
 
 import hashlib
+import http.client
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from fetalseg_helpers import phantom
@@ -93,9 +95,12 @@ def fetch(name, folder=None, downloads=None):
         If there is no network, a checksum differs, an archive is broken or the folder is taken.
     """
     folder = Path(folder or data_folder(name))
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FetalsegError(f"{folder} is already there: delete it, or choose another folder with --to.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetalsegError(f"{folder.parent} cannot be made ({error.strerror}): choose another folder.") from error
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as scratch:
         content = Path(scratch) / "content"
         content.mkdir()
@@ -118,11 +123,11 @@ def download(address, path, md5=None):
         with urllib.request.urlopen(address, timeout=60) as answer, written_whole(path) as temporary:
             total = int(answer.headers.get("Content-Length") or 0) or None
             with temporary.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := answer.read(1 << 20):
+                while block := read_block(answer):
                     file.write(block)
                     digest.update(block)
                     bar.update(len(block))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException) as error:
         raise FetalsegError(
             f"{address} could not be downloaded ({getattr(error, 'reason', error)}): check the network, "
             "or download it in a browser, unpack it and give its folder with --data."
@@ -133,6 +138,14 @@ def download(address, path, md5=None):
         raise FetalsegError(f"{path.name} has MD5 {digest.hexdigest()}, expected {md5}: fetch it again.")
 
 
+def read_block(answer):
+    """The next megabyte; a connection that breaks is an error of the network, not of the disk."""
+    try:
+        return answer.read(1 << 20)
+    except OSError as error:
+        raise http.client.HTTPException(str(error)) from error
+
+
 def unpack(path, folder):
     """Unpack a zip archive into `folder`; copy any other file there."""
     if path.suffix != ".zip":
@@ -141,7 +154,7 @@ def unpack(path, folder):
     try:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise FetalsegError(f"{path.name} is not a whole zip archive ({error}): fetch it again.") from error
     except OSError as error:
         raise FetalsegError(

@@ -2,7 +2,9 @@
 
 import hashlib
 import time
+import zipfile
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,7 +87,7 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
 
     Parameters
     ----------
-    loader : iterable of (images, masks)
+    loader : torch DataLoader of (images, masks)
     loss_function : callable of (logits, truth)
     scheduler : torch learning-rate scheduler, stepped once per batch
     gradient_norm : float
@@ -163,7 +165,11 @@ class Trainer:
     def __init__(self, run_dir, settings, resume=False):
         seed_everything(settings.seed)
         self.folder, self.settings, self.device = run_folder(run_dir), settings, choose_device()
+        for leftover in self.folder.glob(".unfinished-*.pt"):  # of a training that was killed while saving
+            leftover.unlink()
         self.canvas = read_json(self.folder / "prepared" / "settings.json")
+        if not self.canvas:
+            raise FetalsegError(f"{shown(self.folder / 'prepared')} is not complete: run notebook 02 first.")
         unet.check_divisible(self.canvas["height"], self.canvas["width"], settings.depth)
         self.train_set = preprocessing.PreparedDataset(run_dir, "train", settings.augmented, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, "valid")
@@ -194,12 +200,12 @@ class Trainer:
         rate = self.optimiser.param_groups[0]["lr"]
         step = (self.loss_function, self.optimiser, self.scheduler, self.settings.gradient_norm, self.reduced)
         train_loss = train_one_epoch(self.network, loader, *step)
-        if not np.isfinite(train_loss):
-            raise FetalsegError(
-                f"the loss became {train_loss} in epoch {epoch}: lower learning_rate; checkpoints stay."
-            )
         check = (self.loss_function, self.settings.batch_size, self.reduced)
         valid_loss, valid_dice = validate(self.network, self.valid_set, *check)
+        if not np.isfinite([train_loss, valid_loss]).all():
+            raise FetalsegError(
+                f"the loss is no longer finite in epoch {epoch}: lower learning_rate; checkpoints stay."
+            )
         row = (epoch, train_loss, valid_loss, valid_dice, rate, time.perf_counter() - started)
         self.history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
         self.save()
@@ -221,6 +227,7 @@ class Trainer:
             "format": FORMAT,
             "settings": asdict(self.settings),
             "canvas": self.canvas,
+            "train_images": list(self.train_set.index.image_id),
             "epoch": len(self.history),
             "valid_dice": self.history[-1]["valid_dice"],
             "network": self.network.state_dict(),
@@ -232,11 +239,12 @@ class Trainer:
         state |= {"history": self.history, "best": self.best}
         state |= {"optimiser": self.optimiser.state_dict(), "scheduler": self.scheduler.state_dict()}
         save_checkpoint(self.folder / "last.pt", state)
-        write_table(self.folder / "history.csv", pd.DataFrame(self.history, columns=HISTORY_COLUMNS).round(6))
+        write_table(self.folder / "history.csv", pd.DataFrame(self.history, columns=HISTORY_COLUMNS))
 
     def load_state(self, state):
         """Take over the state of a training that was stopped."""
-        if state["settings"] != asdict(self.settings) or state["canvas"] != self.canvas:
+        same = state["settings"] == asdict(self.settings) and state["canvas"] == self.canvas
+        if not same or state["train_images"] != list(self.train_set.index.image_id) or "optimiser" not in state:
             raise FetalsegError(
                 f"{shown(self.folder / 'last.pt')} was made with other settings or data: "
                 "train anew without resume, or give the same parameters."
@@ -289,11 +297,14 @@ def load_checkpoint(path):
     FetalsegError
         If the file is missing, is no checkpoint of this course, or its weights do not match their checksum.
     """
+    path = Path(path)
     if not path.exists():
         raise FetalsegError(f"{shown(path)} is not there: run notebook 05 first, or give the right checkpoint.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        whole = state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
+        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it writes
+            whole = file.testzip() is None
+        whole = whole and state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
     except Exception as error:  # torch raises many kinds for a damaged file
         raise FetalsegError(f"{shown(path)} is no checkpoint of this course, or it is damaged: train again.") from error
     if not whole:

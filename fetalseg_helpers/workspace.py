@@ -53,7 +53,7 @@ PARAMETERS = {
     "threshold": Rule(float, 0.01, 0.99),
     "keep_largest": Rule(bool),
     "flip": Rule(bool),
-    "draws": Rule(int, 100, 1_000_000),
+    "draws": Rule(int, 100, 100_000),
 }
 
 
@@ -114,7 +114,7 @@ def check_parameters(**values):
         if choices and value not in choices:
             raise FetalsegError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
         if low is not None and not low <= value <= high:
-            raise FetalsegError(f"{name} is {value:g}, but must lie between {low:g} and {high:g}.")
+            raise FetalsegError(f"{name} is {value!r}, but must lie between {low} and {high}.")
         if kind is str and not value.strip():
             raise FetalsegError(f"{name} is empty, but must name something.")
 
@@ -187,7 +187,7 @@ def read_json(path):
 
 def write_table(path, table):
     """Write a pandas table to `path` as CSV without its index, whole or not at all."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 
 def write_png(path, image):
@@ -195,9 +195,10 @@ def write_png(path, image):
 
     Encoded in memory first: OpenCV itself cannot write to every Windows path and reports no reason.
     """
-    done, buffer = cv2.imencode(".png", image)
-    if not done:
-        raise FetalsegError(f"{path} could not be encoded as PNG: an image of shape {image.shape} was given.")
+    try:
+        _, buffer = cv2.imencode(".png", image)
+    except cv2.error as error:
+        raise FetalsegError(f"{path} could not be encoded as PNG: its shape is {image.shape}.") from error
     with written_whole(path) as temporary:
         temporary.write_bytes(buffer.tobytes())
 

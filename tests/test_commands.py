@@ -99,7 +99,7 @@ def test_given_parameters_reach_the_notebooks(finished):
         (("epoch", "3"), "no notebook has a parameter 'epoch': did you mean 'epochs'?"),
         (("learningrate", "1"), "did you mean 'learning_rate'?"),
         (("epochs", "many"), "epochs is 'many' of type str, but must be a whole number."),
-        (("bce_weight", "-1"), "bce_weight is -1, but must lie between 0 and 100."),
+        (("bce_weight", "-1"), "bce_weight is -1.0, but must lie between 0 and 100."),
         (("flip", "perhaps"), "flip is 'perhaps' of type str, but must be true or false."),
         (("width", "100"), "100 × 96 does not divide by 2^4 = 16: use 96 × 96 or 112 × 96, or another depth."),
     ],

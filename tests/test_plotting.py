@@ -159,10 +159,9 @@ def test_truth_and_prediction_differ_in_color_and_line_style():
 def test_the_heat_map_is_cut_where_the_threshold_says():
     probability = np.zeros((20, 30))
     probability[5:15, 5:20] = 0.6
-    drawn = [
-        len(plotting.show_heat_map(image(20, 30), probability, None, at, "").axes[0].collections) for at in (0.5, 0.7)
-    ]
-    assert drawn == [1, 0]
+    truth = ellipse(20, 30)
+    figures = [plotting.show_heat_map(image(20, 30), probability, truth, at, "") for at in (0.5, 0.7)]
+    assert [len(figure.axes[0].collections) for figure in figures] == [2, 1]  # the truth's border always
 
 
 def test_the_score_spread_shows_every_score_the_mean_and_the_interval():

@@ -28,7 +28,7 @@ def zipped(files=FILES):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers with what `server.answers` has under the path: a function of this handler."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.server.answers[self.path](self)
 
     def log_message(self, *_):

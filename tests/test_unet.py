@@ -89,22 +89,22 @@ def test_a_refusal_never_proposes_a_size_of_0():
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_every_skip_is_used(level):
-    network, image = small(depth=3).eval(), torch.rand(1, 1, 16, 24)
+    network, image = small(depth=3), torch.rand(2, 1, 16, 24)  # training mode: every map has unit variance
     before = network(image)
     handle = network.ups[level].register_forward_pre_hook(lambda _, given: (given[0], torch.zeros_like(given[1])))
     after = network(image)
     handle.remove()
-    assert not torch.allclose(before, after, atol=1e-6)
+    assert not torch.allclose(before, after, atol=1e-2)
     assert torch.equal(network(image), before)
 
 
 def test_the_depths_of_the_network_are_used():
-    network, image = small().eval(), torch.rand(1, 1, 16, 24)
+    network, image = small(), torch.rand(2, 1, 16, 24)
     before = network(image)
     handle = network.downs[-1].register_forward_hook(lambda _, __, output: torch.zeros_like(output))
     after = network(image)
     handle.remove()
-    assert not torch.allclose(before, after, atol=1e-6)
+    assert not torch.allclose(before, after, atol=1e-2)
 
 
 def test_in_eval_mode_an_image_does_not_depend_on_the_rest_of_its_batch():

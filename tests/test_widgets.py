@@ -31,7 +31,7 @@ def shown(monkeypatch):
 
 def test_a_moved_slider_draws_again_with_the_new_value():
     drawn = []
-    panel = widgets.explore(drawn.append, at=(0, 10, 1))
+    panel = widgets.explore(lambda at: drawn.append(at), at=(0, 10, 1))
     panel.update()
     panel.children[0].value = 7
     assert drawn[0] == 5 and drawn[-1] == 7 and 2 <= len(drawn) <= 3
