@@ -31,9 +31,9 @@ CHECKS = {
     "open_outline": Check("Does the outline close?", "warning", "repaired"),
     "split_folders_differ": Check("Do both files lie in one split folder?", "warning", "repaired"),
     "examination_across_splits": Check("Is every examination in one split?", "warning", "kept"),
-    "near_border": Check("Is the centre 5 % away from the border?", "note", "kept"),
+    "near_border": Check("Is the centroid away from the border?", "note", "kept"),
     "touches_frame": Check("Does the region end inside the frame?", "note", "kept"),
-    "intensity_difference": Check("Does the region differ from the background as usual?", "note", "kept"),
+    "intensity_difference": Check("Is the region's contrast as usual?", "note", "kept"),
     "area_outlier": Check("Has the region a usual size?", "note", "kept"),
 }
 MEASURES = ["area_fraction", "centroid_x", "centroid_y", "mean_inside", "mean_outside", "difference"]

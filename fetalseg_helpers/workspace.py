@@ -119,6 +119,27 @@ def check_parameters(**values):
             raise FetalsegError(f"{name} is empty, but must name something.")
 
 
+def self_check(promises, hopes=()):
+    """Print each promise of a notebook with yes or NO.
+
+    Parameters
+    ----------
+    promises : dict of str to bool
+        A plain sentence, and whether it holds.
+    hopes : sequence of str
+        Promises that other parameters may break rightly, such as a Dice after a single epoch.
+
+    Raises
+    ------
+    AssertionError
+        Names the first promise that is broken and is no hope.
+    """
+    for promise, kept in promises.items():
+        print("yes" if kept else "NO ", promise)
+    for promise, kept in promises.items():
+        assert kept or promise in hopes, f"self-check failed: {promise}"
+
+
 @contextmanager
 def written_whole(path, free=0):
     """Give a temporary file to write; move it to `path` only when the block ends well.
