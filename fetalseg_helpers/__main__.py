@@ -128,16 +128,15 @@ def verify(folder):
 @parameter_option
 def train(data, preset, run_dir, resume, parameters):
     """Train without notebooks, a line per epoch."""
-    from fetalseg_helpers import notebooks, training, verification
+    from fetalseg_helpers import notebooks, training, unet, verification
 
-    folder = run_folder(
-        Path(run_dir or f"runs/{preset or 'quick'}").resolve() if run_dir else f"runs/{preset or 'quick'}"
-    )
+    folder = run_folder(Path(run_dir).resolve() if run_dir else f"runs/{preset or 'quick'}")
     values = notebooks.read_preset(preset or "quick") | {"data": "phantom"} | read_json(folder / "data.json")
     if resume and (folder / "last.pt").exists():
         state = training.load_checkpoint(folder / "last.pt")
         values |= state["settings"] | {key: state["canvas"][key] for key in CANVAS_KEYS}
     values |= notebooks.parse_parameters(parameters)
+    unet.check_divisible(values["height"], values["width"], values["depth"])
     if data:
         values["data"] = named(data)
     verification.ensure_verified(folder, **{key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values})

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
+from tqdm import tqdm
 
 from fetalseg_helpers import loading, preprocessing
 from fetalseg_helpers.workspace import FetalsegError, run_folder, write_json, write_png, write_table
@@ -259,7 +260,7 @@ def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=T
             raise FetalsegError(f"{twins} would both write {path.stem}_pred.png: predict their folders apart.")
         seen[path.stem] = path
     problems = []
-    for path in paths:
+    for path in tqdm(paths, desc="predict", disable=None):  # a bar on a terminal only
         try:
             image = loading.read_grey(path)
         except FetalsegError as error:

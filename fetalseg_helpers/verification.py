@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from fetalseg_helpers import loading, preprocessing
 from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder, shown, write_table
@@ -26,7 +27,7 @@ CHECKS = {
     "orphan_mask": Check("Has every outline an image?", "error", "left out"),
     "empty_mask": Check("Is anything drawn?", "error", "left out"),
     "size_mismatch": Check("Have image and outline one size?", "error", "left out"),
-    "duplicate_image": Check("Is every image there only once?", "error", "left out"),
+    "duplicate_image": Check("Is every image in one examination only?", "error", "left out"),
     "mask_values": Check("Are all values 0 or 255?", "warning", "repaired"),
     "open_outline": Check("Does the outline close?", "warning", "repaired"),
     "split_folders_differ": Check("Do both files lie in one split folder?", "warning", "repaired"),
@@ -34,6 +35,7 @@ CHECKS = {
     "near_border": Check("Is the centroid away from the border?", "note", "kept"),
     "touches_frame": Check("Does the region end inside the frame?", "note", "kept"),
     "intensity_difference": Check("Is the region's contrast as usual?", "note", "kept"),
+    "repeated_frame": Check("Is every frame of an examination new?", "note", "kept"),
     "area_outlier": Check("Has the region a usual size?", "note", "kept"),
 }
 MEASURES = ["area_fraction", "centroid_x", "centroid_y", "mean_inside", "mean_outside", "difference"]
@@ -161,13 +163,14 @@ def verify_pairs(pairs, split=None, border=0.05):
         A row per usable pair, indexed by `image_id`.
     """
     found, measured = [], {}
-    for pair in pairs.astype(object).where(pairs.notna(), None).itertuples():
+    rows = pairs.astype(object).where(pairs.notna(), None).itertuples()
+    for pair in tqdm(rows, total=len(pairs), desc="verify", disable=None):  # a bar on a terminal only
         values, findings = inspect_pair(pair, border)
         found += [(pair.image_id, *finding) for finding in findings]
         if values:
             measured[pair.image_id] = values
     measurements = pd.DataFrame.from_dict(measured, orient="index", columns=[*MEASURES, "pixels"])
-    found += compare_pairs(measurements)
+    found += compare_pairs(measurements, pairs.set_index("image_id").examination)
     if split is not None:
         found += compare_splits(pairs, split)
     order = list(CHECKS)
@@ -176,8 +179,12 @@ def verify_pairs(pairs, split=None, border=0.05):
     return pd.DataFrame(rows, columns=FINDING_COLUMNS), measurements
 
 
-def compare_pairs(measurements):
-    """Findings that need all pairs: unusual area, unusual contrast, images that occur twice."""
+def compare_pairs(measurements, examinations):
+    """Findings that need all pairs: unusual area, unusual contrast, images that occur twice.
+
+    A frame that is repeated inside an examination stays on one side of a split and is kept; one that occurs in two
+    examinations could be in training and test at once. `examinations` maps names to examinations.
+    """
     found = []
     for check, column, unit in (
         ("area_outlier", "area_fraction", "{:.1%} of the frame"),
@@ -188,7 +195,9 @@ def compare_pairs(measurements):
             usual = unit.format(values.median())
             found.append((image_id, check, f"{unit.format(values[image_id])}, the median is {usual}."))
     for _, same in measurements.groupby("pixels"):
-        found += [(name, "duplicate_image", f"the same pixels as {same.index[0]}.") for name in same.index[1:]]
+        for name in same.index[1:]:
+            check = "repeated_frame" if examinations[name] == examinations[same.index[0]] else "duplicate_image"
+            found.append((name, check, f"the same pixels as {same.index[0]}."))
     return found
 
 

@@ -1,6 +1,7 @@
 """What moves on the screen: sliders around a function that the cell before has drawn once, and a growing curve."""
 
-import functools
+import inspect
+import io
 import os
 
 import ipywidgets
@@ -11,27 +12,39 @@ from tqdm.auto import tqdm
 def explore(draw, **controls):
     """Redraw a figure whenever a control is released.
 
+    The figure is an image widget and not an Output widget, as `ipywidgets.interact` would make: headless, nbclient
+    answers an Output widget while the kernel is busy, and now and then both then wait for each other for ever.
+
     Parameters
     ----------
     draw : callable
-        Returns a figure; its arguments are named like the controls.
-    controls : widget, or what `ipywidgets.interactive` makes one of
+        Returns a figure; its arguments are named like the controls, and their defaults are where these start.
+    controls : widget, or what `ipywidgets.interact` makes one of
         Each argument's control: (lowest, highest, step), a list of choices, or a widget.
 
     Returns
     -------
-    ipywidgets.interactive
+    ipywidgets.VBox
         The controls above the figure.
     """
+    arguments = inspect.signature(draw).parameters
+    chosen = {
+        name: ipywidgets.interactive.widget_from_abbrev(control, arguments[name].default)
+        for name, control in controls.items()
+    }
+    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none", width="fit-content"))
 
-    @functools.wraps(draw)  # the controls start at its defaults
-    def show(**values):
-        display(draw(**values))
+    def redraw(_=None):
+        buffer = io.BytesIO()
+        draw(**{name: control.value for name, control in chosen.items()}).savefig(buffer, bbox_inches="tight")
+        picture.value = buffer.getvalue()
 
-    panel = ipywidgets.interactive(show, **controls)
-    for control in panel.kwargs_widgets:
+    for name, control in chosen.items():
+        control.description = control.description or name
         control.continuous_update = False  # one figure per move, not one per pixel of the slider's way
-    return panel
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*chosen.values(), picture])
 
 
 def somebody_watches():

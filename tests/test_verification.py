@@ -176,6 +176,18 @@ def test_images_with_the_same_pixels_are_found_whatever_their_names_and_files(tm
     assert findings.detail.str.contains("same pixels as a").all()
 
 
+def test_a_frame_repeated_inside_an_examination_is_only_noted(tmp_path):
+    save(tmp_path, "1_2HC", frame(1), outline())
+    save(tmp_path, "2_HC", frame(1), outline())
+    save(tmp_path, "3_HC", frame(1), outline())
+    findings, _ = check(tmp_path)
+    assert dict(zip(findings.image_id, findings.check, strict=True)) == {
+        "2_HC": "repeated_frame",
+        "3_HC": "duplicate_image",
+    }
+    assert list(findings.severity[findings.check == "repeated_frame"]) == ["note"]
+
+
 def test_files_in_two_split_folders_are_a_warning_and_read_all_the_same(tmp_path):
     save(tmp_path / "train" / "malignant", "1_HC", frame(1), None)
     save(tmp_path / "test" / "malignant", "1_HC", None, outline())

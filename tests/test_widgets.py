@@ -2,8 +2,9 @@
 
 import ipywidgets
 import pytest
+from matplotlib.figure import Figure
 
-from fetalseg_helpers import widgets
+from fetalseg_helpers import widgets, workspace
 
 ROWS = [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
 
@@ -29,27 +30,51 @@ def shown(monkeypatch):
     return calls
 
 
+def figure_of(value):
+    """A figure whose pixels depend on a value."""
+    figure = Figure(figsize=(1, 1))
+    figure.add_subplot().bar([0], [value])
+    return figure
+
+
 def test_a_moved_slider_draws_again_with_the_new_value():
     drawn = []
-    panel = widgets.explore(lambda at: drawn.append(at), at=(0, 10, 1))
-    panel.update()
-    panel.children[0].value = 7
-    assert drawn[0] == 5 and drawn[-1] == 7 and 2 <= len(drawn) <= 3
+
+    def draw(at=3):
+        drawn.append(at)
+        return figure_of(at)
+
+    slider, picture = widgets.explore(draw, at=(0, 10, 1)).children
+    assert slider.description == "at" and slider.value == 3
+    before = picture.value
+    slider.value = 7
+    assert drawn == [3, 7]
+    assert before.startswith(b"\x89PNG") and picture.value.startswith(b"\x89PNG") and picture.value != before
 
 
 def test_every_control_reaches_its_argument():
     drawn = []
-    panel = widgets.explore(lambda rank, kind: drawn.append((rank, kind)), rank=(1, 3, 1), kind=["worst", "best"])
-    panel.update()
-    rank, kind = panel.kwargs_widgets
+
+    def draw(rank, kind):
+        drawn.append((rank, kind))
+        return figure_of(rank)
+
+    rank, kind, _ = widgets.explore(draw, rank=(1, 3, 1), kind=["worst", "best"]).children
     rank.value, kind.value = 3, "best"
     assert drawn[-1] == (3, "best")
 
 
 def test_a_slider_waits_until_it_is_released():
-    panel = widgets.explore(lambda at: None, at=(0.0, 1.0, 0.1))
-    assert isinstance(panel.children[0], ipywidgets.FloatSlider)
-    assert panel.children[0].continuous_update is False
+    slider, _ = widgets.explore(lambda at: figure_of(at), at=(0.0, 1.0, 0.1)).children
+    assert isinstance(slider, ipywidgets.FloatSlider) and slider.continuous_update is False
+
+
+def test_no_output_widget_is_made_since_it_can_hang_a_headless_run():
+    panel = widgets.explore(lambda at: figure_of(at), at=(0, 1, 1))
+    assert not any(isinstance(child, ipywidgets.Output) for child in panel.children)
+    for path in (workspace.project_root() / "notebooks").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        assert "interact(" not in text and "Output(" not in text, path.name
 
 
 def test_headless_there_is_a_line_per_row_and_nothing_on_stderr(monkeypatch, capsys, shown):
