@@ -239,8 +239,8 @@ def test_the_reference_preset_is_the_mission_s_configuration():
     preset = notebooks.read_preset("reference")
     expected = {
         "base_channels": 64, "depth": 4, "normalisation": "none", "width": 800, "height": 544, "fit": "pad",
-        "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 1e-5, "gradient_norm": 1.0, "epochs": 35, "bce_weight": 0.2,
-        "schedule": "constant", "foreground_weighting": True,
+        "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 1e-5, "gradient_norm": 1.0, "epochs": 35,
+        "bce_weight": 0.2, "schedule": "constant", "foreground_weighting": True,
     }  # fmt: skip
     assert {name: preset[name] for name in expected} == expected
 
