@@ -1,8 +1,10 @@
 """The project as a whole: the same packages everywhere, the same test command, pictures that exist."""
 
 import re
+import shutil
 import subprocess
 
+import pytest
 import yaml
 
 from fetalseg_helpers import workspace
@@ -31,6 +33,8 @@ def test_ci_runs_the_command_that_the_readme_gives():
     assert command in lines("README.md")
     for name in (".ci/run", ".github/workflows/checks.yml"):
         assert "README.md" in (ROOT / name).read_text(encoding="utf-8")
+    if shutil.which("grep") is None:
+        pytest.skip("grep is not here, so how .ci/run reads the command cannot be tried: install it")
     found = subprocess.run(["grep", "-m1", "-E", f"^{command}", ROOT / "README.md"], capture_output=True, text=True)
     assert found.stdout.strip() == command
 
