@@ -106,9 +106,8 @@ def run_lesson(path, run_dir, values):
             papermill.execute_notebook(path, unfinished, parameters=given, **options)
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(unfinished, failed)
-            raise FetalsegError(
-                f"{path.name}, cell {error.exec_count}: {error.evalue} (see {shown(failed)})"
-            ) from error
+            reason = error.evalue or error.ename
+            raise FetalsegError(f"{path.name}, cell {error.exec_count}: {reason} (see {shown(failed)})") from error
         except nbclient.exceptions.DeadKernelError as error:
             raise FetalsegError(
                 f"{path.name}: its kernel died, most often for want of memory: lower batch_size."

