@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from fetalseg_helpers import phantom
@@ -40,3 +42,24 @@ def real_data():
     if not Path(folder).is_dir():
         pytest.skip(f"FETALSEG_DATA is {folder}, which is not a folder: set it to the unpacked Kaggle data set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def draw_pairs():
+    """A function that writes small frames with a bright ellipse each, and its outline."""
+
+    def draw(folder, count=30, noise=20, brighter=60.0, siblings=False):
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for number in range(1, count + 1):
+            centre, axes = rng.integers((45, 38), (116, 71)), rng.integers((22, 18), (40, 32))
+            shape = (tuple(map(int, centre)), tuple(map(int, axes)), float(rng.integers(180)), 0, 360)
+            inside, outline = np.zeros((108, 160), np.uint8), np.zeros((108, 160), np.uint8)
+            cv2.ellipse(inside, *shape, 1, -1)
+            cv2.ellipse(outline, *shape, 255, 1)
+            frame = np.clip(rng.normal(60, noise, inside.shape) + brighter * inside, 0, 255).astype(np.uint8)
+            name = f"{number}_{'2HC' if siblings and number % 3 == 1 else 'HC'}"  # every third with a sibling
+            cv2.imwrite(str(folder / f"{name}.png"), frame)
+            cv2.imwrite(str(folder / f"{name}_Annotation.png"), outline)
+
+    return draw

@@ -48,26 +48,10 @@ class Brightness(Bright):
         return x.mean(dim=(1, 2, 3), keepdim=True).expand_as(x) - self.middle
 
 
-def draw_pairs(folder, count=30):
-    """Bright ellipses on a dark, noisy frame; every third examination has two frames."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(1, count + 1):
-        centre, axes = rng.integers((45, 38), (116, 71)), rng.integers((22, 18), (40, 32))
-        shape = (tuple(map(int, centre)), tuple(map(int, axes)), float(rng.integers(180)), 0, 360)
-        inside, outline = np.zeros((108, 160), np.uint8), np.zeros((108, 160), np.uint8)
-        cv2.ellipse(inside, *shape, 1, -1)
-        cv2.ellipse(outline, *shape, 255, 1)
-        frame = np.clip(rng.normal(60, 15, inside.shape) + 130.0 * inside, 0, 255).astype(np.uint8)
-        name = f"{number}_{'2HC' if number % 3 == 1 else 'HC'}"
-        cv2.imwrite(str(folder / f"{name}.png"), frame)
-        cv2.imwrite(str(folder / f"{name}_Annotation.png"), outline)
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(tmp_path_factory, draw_pairs):
     root = tmp_path_factory.mktemp("evaluation")
-    draw_pairs(root / "malignant")
+    draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
     preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
     return root / "run"
 

@@ -11,7 +11,6 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,21 +30,6 @@ few = hypothesis_settings(max_examples=25, deadline=None)
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and RLIMIT_FSIZE need Linux or macOS")
 
 
-def draw_pairs(folder, count=30):
-    """Bright ellipses on a dark, noisy frame, a frame per examination."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(1, count + 1):
-        centre, axes = rng.integers((45, 38), (116, 71)), rng.integers((22, 18), (40, 32))
-        shape = (tuple(map(int, centre)), tuple(map(int, axes)), float(rng.integers(180)), 0, 360)
-        inside, outline = np.zeros((108, 160), np.uint8), np.zeros((108, 160), np.uint8)
-        cv2.ellipse(inside, *shape, 1, -1)
-        cv2.ellipse(outline, *shape, 255, 1)
-        frame = np.clip(rng.normal(60, 20, inside.shape) + 60.0 * inside, 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{number}_HC.png"), frame)
-        cv2.imwrite(str(folder / f"{number}_HC_Annotation.png"), outline)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Small networks are fastest on one thread, and bit-identical results need the same number everywhere."""
@@ -56,7 +40,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, draw_pairs):
     root = tmp_path_factory.mktemp("training")
     draw_pairs(root / "malignant")
     preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
