@@ -195,15 +195,24 @@ def read_pair(image_path, mask_path):
         If a file cannot be read, the two differ in size, or the mask is empty.
     """
     image, outline = loading.read_grey(image_path), loading.read_grey(mask_path)
+    return image, fill_pair(image, outline, mask_path.name)
+
+
+def fill_pair(image, outline, name):
+    """The filled mask of an outline that belongs to an image; `name` is the outline's file, for the errors.
+
+    Raises
+    ------
+    FetalsegError
+        If the two arrays differ in size, or the mask is empty.
+    """
     if image.shape != outline.shape:
         (height, width), (image_height, image_width) = outline.shape, image.shape
-        raise FetalsegError(
-            f"{mask_path.name} is {width} × {height}, its image {image_width} × {image_height}. Was one resized?"
-        )
+        raise FetalsegError(f"{name} is {width} × {height}, its image {image_width} × {image_height}. Was one resized?")
     try:
-        return image, fill_outline(outline)
+        return fill_outline(outline)
     except FetalsegError as error:
-        raise FetalsegError(f"{mask_path.name}: {error}") from error
+        raise FetalsegError(f"{name}: {error}") from error
 
 
 def prepare(run_dir, width=128, height=96, fit="scale"):

@@ -129,7 +129,7 @@ def inspect_pair(pair, border=0.05):
     if len(strange):
         findings.append(("mask_values", f"{len(strange)} other values, such as {strange[0]}: cut at 128."))
     try:
-        image, mask = preprocessing.read_pair(pair.image_path, pair.mask_path)
+        mask = preprocessing.fill_pair(image, outline, pair.mask_path.name)
     except FetalsegError as error:
         return {}, [*findings, ("size_mismatch" if image.shape != outline.shape else "empty_mask", str(error))]
     measured = measure_region(image, mask) | {"pixels": hashlib.sha256(image.tobytes()).hexdigest()}
