@@ -85,10 +85,10 @@ def phantom(folder, count, seed):
     """Make a phantom data set, in the tree and naming of the Kaggle one."""
     from tqdm import tqdm
 
-    from fetalseg_helpers import phantom
+    from fetalseg_helpers import phantom_set
 
     with tqdm(total=count, desc="phantoms", disable=None) as bar:
-        phantom.write_phantoms(folder, count=count, seed=seed, progress=lambda done: bar.update(done - bar.n))
+        phantom_set.write_phantoms(folder, count=count, seed=seed, progress=lambda done: bar.update(done - bar.n))
     click.echo(f"{count} phantom frames lie in {shown(folder)}.")
 
 
@@ -125,8 +125,9 @@ def verify(folder):
 @preset_option
 @run_dir_option
 @click.option("--resume", is_flag=True, help="Go on where the training in the run folder stopped.")
+@click.option("--start", type=click.Path(path_type=Path), metavar="FILE", help="A checkpoint to fine-tune.")
 @parameter_option
-def train(data, preset, run_dir, resume, parameters):
+def train(data, preset, run_dir, resume, start, parameters):
     """Train without notebooks, a line per epoch."""
     from fetalseg_helpers import notebooks, training, unet, verification
 
@@ -142,7 +143,7 @@ def train(data, preset, run_dir, resume, parameters):
     verification.ensure_verified(folder, **{key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values})
     names = {field.name for field in fields(training.Settings)}
     settings = training.Settings(**{key: value for key, value in values.items() if key in names})
-    history = training.train(folder, settings, resume, report=click.echo)
+    history = training.train(folder, settings, resume, start, report=click.echo)
     click.echo(f"best validation Dice {history.valid_dice.max():.4f}, kept in {shown(folder / 'checkpoint.pt')}.")
 
 

@@ -1,4 +1,4 @@
-"""Run the six notebooks in a row with papermill, and check how a notebook is stored."""
+"""Run the course in a row with papermill, and check how a notebook is stored."""
 
 import ast
 import base64
@@ -24,6 +24,7 @@ from fetalseg_helpers.workspace import (
     written_whole,
 )
 
+CORE = 6  # notebooks of the course; those with higher numbers go deeper and are run one by one
 LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
 LARGEST_FIGURE = (700, 450)  # pixels
 MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
@@ -117,9 +118,8 @@ def run_lesson(path, run_dir, values):
 
 
 def run_lessons(run_dir, values, report=print):
-    """Execute all notebooks in order; a line before and after each."""
-    paths = lessons()
-    for path in paths:
+    """Execute the notebooks of the course in order; a line after each."""
+    for path in lessons()[:CORE]:
         started = time.perf_counter()
         run_lesson(path, run_dir, values)
         report(f"{path.stem:<18} done in {time.perf_counter() - started:5.1f} s")

@@ -1,97 +1,191 @@
-"""B-mode phantoms of the fetal head with known truth, in the Kaggle data set's own tree and file naming.
+"""Phantoms of the fetal head: what is drawn at random, the anatomy in front of the probe, and one frame of it.
 
-The echo is simulated, not painted: complex Gaussian scatterers on a polar grid of beams and depths, losses summed
-along each beam, a point spread function, envelope, log compression, scan conversion (Burckhardt 1978, IEEE Trans.
-Sonics Ultrason. 25:1-6; Szabo 2014, Diagnostic Ultrasound Imaging, chapters 8 to 12). All lengths are pixels of the
-frame, all levels decibels of amplitude. An ellipse is `(centre_x, centre_y, semi_axis_a, semi_axis_b, angle_degrees)`
-with a >= b and the angle of a turned from +x towards +y (down), as OpenCV turns it.
+All that differs from frame to frame is drawn from `DISTRIBUTIONS`, one table. `ultrasound` turns the anatomy into a
+picture. An ellipse is `(centre_x, centre_y, semi_axis_a, semi_axis_b, angle_degrees)` in px with a >= b and the angle
+of a turned from +x towards +y (down), as OpenCV turns it.
 """
 
-import os
-import shutil
-import tempfile
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from numbers import Integral
-from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from fetalseg_helpers.workspace import FetalsegError
+from fetalseg_helpers.ultrasound import (
+    BEAMS,
+    HEIGHT,
+    SAMPLES,
+    WIDTH,
+    Sector,
+    amplitude,
+    beam_sigma,
+    compress,
+    envelope,
+    level_along_beam,
+    loss_per_pixel,
+    point_spread,
+    polar_grid,
+    pulse_sigma,
+    reverberate,
+    scan_convert,
+    scatterers,
+)
 
-WIDTH, HEIGHT = 800, 540  # px, of nearly every frame in the data set
-SAMPLES, BEAMS = 512, 288  # of the polar grid: about 1.2 px along and 2.5 px across the beams
 LINE_HALF_WIDTH = 1.27  # px, the data set's outlines reach this far to both sides of the ellipse they follow
 FRAME_MARGIN = 8  # px between a whole head and the frame's edge
-ECHO_DB = {"maternal": -1.0, "body": 5.0, "fluid": -34.0, "skull": 2.0, "brain": -11.0}
-VENTRICLE_DB, CHOROID_DB, MIDLINE_DB, SULCI_DB = -9.0, 7.0, 10.0, 8.0  # above the brain around them
-SPECULAR_POWER = 4  # a mirror's echo falls with this power of the cosine between its normal and the beam
-TISSUE_LOSS, BRAIN_LOSS, FLUID_LOSS = 0.030, 0.022, 0.0  # dB/px there and back; time-gain makes up for TISSUE_LOSS
-NOISE_DB = -46.0  # electronic noise at the probe's surface, raised with depth by time-gain
-LOOKS = 3  # independent pictures that the scanner averages (compounding): smoother speckle
+TISSUE_DB = -3.0  # level of maternal tissue, to which all other levels relate
+FLUID_ATTENUATION = 0.005  # dB/cm/MHz, of amniotic fluid
 APERTURE = 3.0  # beams: a wide aperture sees past the edge of an obstacle, so shadows have soft edges
-GREY_POWER = 1.5  # of the scanner's grey curve, which darkens the middle tones
+SCREEN_SIGMA = 0.8  # px: the screen's own resolution, added to the pulse's
 BAR_COLUMNS, BAR_ROWS, BAR_LEVEL, BAR_POWER = (3, 12), (24, 184), 243, 1.4  # the grey bar at the left edge
 SCREEN_COLUMNS = (3, 785)  # the scanner draws no echo outside these columns
-BOX_LEFT, BOX_ROWS = (585, 640), (435, 525)  # the box that blacks out the settings, lower right
 NOTCH = (692, 104)  # px: columns from, rows to, of the second box (upper right) that some zoomed frames have
+CINE_ROWS = (519, 540)  # of the bar with the scanner's time line that a few frames have at the bottom
 
-SPLITS, SPLIT_SHARES = ("train", "validation", "test"), (0.73, 0.12, 0.15)
-CLASSES = ("malignant", "benign", "normal")
-DATA_FOLDER = Path("Ultrasound Fetus Dataset", "Ultrasound Fetus Dataset", "Data", "Data")
-SUFFIXES = ("2HC", "3HC", "4HC")  # of all frames of an examination but its last, which is HC
-EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, three, four frames
-DEFECTS = {  # how many of each kind a full set has
-    "split_folders_differ": 4,
-    "open_outline": 2,
-    "missing_mask": 1,
-    "orphan_mask": 1,
-    "empty_mask": 1,
-    "size_mismatch": 1,
-    "unreadable_image": 1,
-    "near_border": 1,
+
+class Draw(NamedTuple):
+    """How a parameter is drawn: `uniform` from first to second, `normal` with mean and SD, `chance` true or false."""
+
+    how: str
+    first: float
+    second: float
+    unit: str
+    meaning: str
+
+    def __call__(self, rng):
+        if self.how == "chance":
+            return bool(rng.random() < self.first)
+        return float(getattr(rng, self.how)(self.first, self.second))
+
+
+# Sources: [HC18] van den Heuvel et al. 2018, PLoS ONE 13(8):e0200412, the data set that the phantoms stand in for;
+# [masks] and [frames] measured on its public training set, [masks] on the ellipses, [frames] by eye on 100 frames;
+# [Szabo] Szabo 2014, Diagnostic Ultrasound Imaging, chapters 4, 7 and 10; [Fry] Fry and Barger 1978, JASA 63:1576.
+TRIMESTER_SHARES = (165 / 999, 693 / 999, 141 / 999)  # of frames [HC18, table 1]
+DISTRIBUTIONS = {
+    # the head: second trimester
+    "circumference": Draw("normal", 172, 20, "mm", "circumference of the head [HC18]"),
+    "head_size": Draw("normal", 242, 32, "px", "long semi-axis; gives the pixel size [masks]"),
+    "axes_ratio": Draw("normal", 0.79, 0.035, "1", "short over long axis [masks]"),
+    "turn": Draw("normal", 0, 7, "°", "angle of the long axis [masks]"),
+    "tilted": Draw("chance", 0.12, 0, "1", "whether the head lies at any angle instead [masks]"),
+    "centre_x": Draw("normal", 394, 32, "px", "centre of the head [masks]"),
+    "centre_y": Draw("normal", 270, 26, "px", "centre of the head [masks]"),
+    # the view: an enlarged part of the sector
+    "whole_sector": Draw("chance", 0.24, 0, "1", "whether the whole sector is on the screen [frames]"),
+    "half_angle": Draw("uniform", 14, 36, "°", "half the opening of the sector [frames]"),
+    "top_width": Draw("uniform", 330, 900, "px", "width of the sector at the frame's upper edge [frames]"),
+    "sector_start": Draw("uniform", -90, 25, "px", "row of the probe's surface, negative above the frame [frames]"),
+    "sector_end": Draw("uniform", 545, 720, "px", "row where the sector ends [frames]"),
+    "sector_x": Draw("normal", 395, 22, "px", "column of the sector's axis [frames]"),
+    # the scanner
+    "frequency": Draw("uniform", 3.0, 5.5, "MHz", "centre of the pulse; obstetric curved probes [Szabo]"),
+    "cycles": Draw("uniform", 1.5, 3.0, "1", "length of the pulse [Szabo]"),
+    "f_number": Draw("uniform", 2.0, 4.5, "1", "focal length over aperture [Szabo]"),
+    "beam_growth": Draw("uniform", 1.2, 2.0, "1", "how much wider the beam is at full depth than at the probe"),
+    "looks": Draw("uniform", 2, 6, "1", "independent pictures that are averaged: compounding smooths speckle"),
+    "gain": Draw("normal", 25, 3, "dB", "how far below tissue black begins [frames]"),
+    "dynamic_range": Draw("uniform", 48, 66, "dB", "from black to white [Szabo]"),
+    "grey_power": Draw("uniform", 1.2, 1.8, "1", "of the grey curve, which darkens the middle tones"),
+    "noise": Draw("normal", -64, 5, "dB", "electronic noise at the probe's surface; time-gain raises it with depth"),
+    "clutter": Draw("normal", -17, 4, "dB", "reverberation haze, relative to the echoes before it [frames]"),
+    "clutter_length": Draw("uniform", 15, 110, "px", "over which the haze fades to 1/e [frames]"),
+    "ghost": Draw("uniform", -70, -26, "dB", "second echo of the skull at twice its depth"),
+    "ringing": Draw("uniform", -15, 8, "dB", "bright lines right under the probe [frames]"),
+    "shadow": Draw("uniform", 0, 9, "dB", "loss where the probe lifts off or a rib lies before it [frames]"),
+    "time_gain": Draw("normal", 1, 0.07, "1", "what the scanner makes up for, over the attenuation of tissue"),
+    "lower_box_left": Draw("normal", 595, 14, "px", "left edge of the box that blacks out the settings [frames]"),
+    "lower_box_top": Draw("uniform", 350, 445, "px", "top of that box [frames]"),
+    "upper_box": Draw("chance", 0.35, 0, "1", "whether a second box lies at the upper right [frames]"),
+    "cine_bar": Draw("chance", 0.02, 0, "1", "whether the time line with its text is at the bottom [frames]"),
+    # what lies around the head
+    "attenuation": Draw("uniform", 0.3, 0.7, "dB/cm/MHz", "of soft tissue [Szabo]"),
+    "layers": Draw("uniform", 0.02, 0.24, "1", "share of the depth that the mother's abdominal wall takes [frames]"),
+    "stripes": Draw("uniform", 2, 8, "dB", "contrast of its layers"),
+    "patchiness": Draw("uniform", 2, 9, "dB", "contrast between neighbouring tissues"),
+    "cavity": Draw("chance", 0.85, 0, "1", "whether amniotic fluid is seen"),
+    "cavity_size": Draw("uniform", 0.95, 1.7, "1", "its half-width over the head's [frames]"),
+    "cavity_roughness": Draw("uniform", 0.06, 0.22, "1", "how uneven its wall is"),
+    "fluid": Draw("uniform", -38, -17, "dB", "level of the fluid, black to turbid [frames]"),
+    "placenta": Draw("chance", 0.4, 0, "1", "whether an even, brighter layer lines the fluid"),
+    "trunk": Draw("chance", 0.2, 0, "1", "whether the body is cut beside the head"),
+    "limbs": Draw("uniform", 0, 4, "1", "hands, arms and legs with their bones, rounded down [frames]"),
+    # the skull
+    "wall": Draw("uniform", 0.035, 0.085, "1", "thickness of its line over the long semi-axis [frames]"),
+    "wall_echo": Draw("uniform", -10, 4, "dB", "level that it scatters to all sides: low loses the lateral arcs"),
+    "wall_mirror": Draw("uniform", 11, 24, "dB", "level that it reflects where the beam hits it squarely [frames]"),
+    "mirror_power": Draw("uniform", 2, 6, "1", "power of the cosine with which that reflection falls"),
+    "inset": Draw(
+        "uniform", -0.002, 0.009, "1", "how far inside the outline the bone lies, over the semi-axis [masks]"
+    ),
+    "irregularity": Draw("uniform", 0.003, 0.014, "1", "how far the bone leaves the ellipse, over the semi-axis"),
+    "sutures": Draw("uniform", 1, 6, "1", "gaps between the bones, rounded down"),
+    "suture_width": Draw("uniform", 0.03, 0.18, "rad", "width of a gap"),
+    "double_line": Draw("chance", 0.3, 0, "1", "whether a second line follows the inner side [frames]"),
+    "scalp": Draw("uniform", 0, 0.06, "1", "thickness of the skin over the bone, over the semi-axis [frames]"),
+    "bone_attenuation": Draw("uniform", 0.2, 3.0, "dB/cm/MHz", "fetal bone loses less than the 10 to 20 of [Fry]"),
+    # the brain
+    "brain": Draw("normal", -11, 2.5, "dB", "level of its tissue [frames]"),
+    "brain_attenuation": Draw("uniform", 0.7, 1.0, "1", "its attenuation over that of the tissue outside"),
+    "midline": Draw("uniform", 4, 20, "dB", "level of the falx above the brain"),
+    "folds": Draw("uniform", 2, 14, "dB", "level of sulci and vessels above the brain"),
+    "ventricles": Draw("uniform", -14, -4, "dB", "level of their fluid below the brain"),
+    "choroid": Draw("uniform", 5, 14, "dB", "level of the choroid plexus above the brain"),
 }
-SMALL_SET_DEFECTS = ("split_folders_differ", "open_outline", "missing_mask")  # one of each, from 12 to 39 frames
-
-
-@dataclass(frozen=True)
-class Sector:
-    """What a curved probe sees: `apex_x`, `apex_y`, `radius` of its surface, `depth` (px), `half_angle` (radians)."""
-
-    apex_x: float
-    apex_y: float
-    radius: float
-    depth: float
-    half_angle: float
+FIRST_TRIMESTER = {  # small, without much skull, the ventricles full of choroid plexus, in a sac of fluid
+    "circumference": Draw("uniform", 57, 100, "mm", "circumference of the head [HC18]"),
+    "head_size": Draw("uniform", 98, 220, "px", "long semi-axis [masks]"),
+    "axes_ratio": Draw("normal", 0.83, 0.04, "1", "short over long axis [masks]"),
+    "tilted": Draw("chance", 0.8, 0, "1", "whether the head lies at any angle [masks]"),
+    "centre_x": Draw("normal", 415, 55, "px", "centre of the head [masks]"),
+    "centre_y": Draw("normal", 280, 48, "px", "centre of the head [masks]"),
+    "whole_sector": Draw("chance", 0.12, 0, "1", "whether the whole sector is on the screen [frames]"),
+    "frequency": Draw("uniform", 4.5, 8.0, "MHz", "centre of the pulse; less depth allows more [Szabo]"),
+    "layers": Draw("uniform", 0.0, 0.18, "1", "share of the depth that the mother's abdominal wall takes [frames]"),
+    "cavity": Draw("chance", 0.93, 0, "1", "whether amniotic fluid is seen"),
+    "cavity_size": Draw("uniform", 1.1, 2.6, "1", "its half-width over the head's [frames]"),
+    "fluid": Draw("uniform", -38, -12, "dB", "level of the fluid, black to turbid [frames]"),
+    "trunk": Draw("chance", 0.5, 0, "1", "whether the body is cut beside the head"),
+    "wall": Draw("uniform", 0.03, 0.09, "1", "thickness of its line over the long semi-axis [frames]"),
+    "wall_mirror": Draw("uniform", -4, 14, "dB", "level that it reflects where the beam hits it squarely [frames]"),
+    "wall_echo": Draw("uniform", -20, 2, "dB", "level that it scatters to all sides"),
+    "inset": Draw("uniform", 0.005, 0.05, "1", "how far inside the outline the bone lies, over the semi-axis [masks]"),
+    "sutures": Draw("uniform", 2, 8, "1", "gaps between the bones, rounded down"),
+    "suture_width": Draw("uniform", 0.05, 0.4, "rad", "width of a gap"),
+    "bone_attenuation": Draw("uniform", 0.1, 1.2, "dB/cm/MHz", "hardly mineralised"),
+    "brain": Draw("normal", -7.5, 2.5, "dB", "level of its tissue [frames]"),
+}
+THIRD_TRIMESTER = {  # large, deep, the sides of the skull lost
+    "circumference": Draw("uniform", 230, 345, "mm", "circumference of the head [HC18]"),
+    "whole_sector": Draw("chance", 0.5, 0, "1", "whether the whole sector is on the screen [frames]"),
+    "turn": Draw("normal", 0, 14, "°", "angle of the long axis [masks]"),
+    "frequency": Draw("uniform", 2.2, 4.0, "MHz", "centre of the pulse; depth allows less [Szabo]"),
+    "gain": Draw("normal", 22, 3, "dB", "how far below tissue black begins [frames]"),
+    "wall_echo": Draw("uniform", -12, 2, "dB", "level that it scatters to all sides: low loses the lateral arcs"),
+    "bone_attenuation": Draw("uniform", 0.5, 4.0, "dB/cm/MHz", "fetal bone loses less than the 10 to 20 of [Fry]"),
+}
+WHOLE_SECTOR = {
+    "half_angle": Draw("uniform", 26, 40, "°", "half the opening of the sector [frames]"),
+    "top_width": Draw("uniform", 170, 330, "px", "width of the sector at the frame's upper edge [frames]"),
+    "sector_start": Draw("uniform", 10, 70, "px", "row of the probe's surface [frames]"),
+    "sector_end": Draw("uniform", 500, 590, "px", "row where the sector ends [frames]"),
+    "head_shrink": Draw("uniform", 0.62, 1.0, "1", "of the head's size in the picture [frames]"),
+}
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What all frames of one ultrasound session share: sector, usual pose, anatomy and the scanner's settings.
+    """What all frames of one ultrasound session share.
 
-    `age` runs from 0 (early, small head, large choroid) to 1; `axial_sigma` is in samples, `lateral_sigma` in beams
-    at the probe and `lateral_growth` how many times that at full depth; `skull` in px; `bone_loss` in dB/px;
-    `box` is (left, top, bottom) of the blacked-out box.
+    `values` holds a number for each row of `DISTRIBUTIONS`; `pixel_size` is in mm; `trimester` is 1, 2 or 3.
     """
 
     sector: Sector
     ellipse: tuple
-    age: float
+    trimester: int
+    pixel_size: float
     anatomy_seed: int
-    gain: float
-    dynamic_range: float
-    axial_sigma: float
-    lateral_sigma: float
-    lateral_growth: float
-    skull: float
-    skull_gain: float
-    bone_loss: float
-    box: tuple
-    notch: bool
+    values: dict
 
 
 @dataclass(frozen=True)
@@ -102,16 +196,6 @@ class Phantom:
     mask: np.ndarray
     outline: np.ndarray
     ellipse: tuple
-
-
-def polar_grid(sector):
-    """Where the samples lie: depth (samples, 1), angle (1, beams), x and y (samples, beams); float32, px, radians."""
-    depth = (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(sector.depth / SAMPLES)
-    angle = (np.arange(BEAMS, dtype=np.float32)[None] + 0.5) * np.float32(2 / BEAMS) - 1
-    angle = angle * np.float32(sector.half_angle)
-    x = np.float32(sector.apex_x) + (sector.radius + depth) * np.sin(angle)
-    y = np.float32(sector.apex_y) + (sector.radius + depth) * np.cos(angle)
-    return depth, angle, x.astype(np.float32), y.astype(np.float32)
 
 
 def ellipse_distance(ellipse, x, y):
@@ -126,218 +210,300 @@ def ellipse_distance(ellipse, x, y):
     return (level - 1) * level / slope, normal
 
 
-def scatterers(rng, echo_db):
-    """Complex Gaussian scatterers whose mean power is set by `echo_db` (any shape, dB); complex64 of that shape."""
-    pairs = rng.standard_normal((*echo_db.shape, 2), dtype=np.float32)
-    return pairs.view(np.complex64)[..., 0] * _amplitude(echo_db - 3.01)  # two parts of power 1/2
+class Scene:
+    """What the sound meets, on the polar grid: level of the scatterers (dB), amplitude of mirrors, attenuation.
 
-
-def point_spread(field, axial_sigma, lateral_sigma):
-    """Blur a complex field as the pulse does along, and the beam across, the direction of sound.
-
-    Parameters
-    ----------
-    field : complex64 array, shape (samples, beams)
-    axial_sigma : float
-        Standard deviation of the Gaussian pulse, in samples.
-    lateral_sigma : float or array, shape (samples,)
-        Standard deviation of the Gaussian beam at each depth, in beams.
-
-    Returns
-    -------
-    complex64 array, shape (samples, beams)
-        Both kernels have energy 1, so independent scatterers keep their mean power; only within a kernel of the
-        grid's edge, where the field is mirrored, do they gain up to 3 dB.
+    Arrays are float32 of shape (samples, beams); attenuation is in dB/cm/MHz.
     """
-    field = np.asarray(field, np.complex64)
-    lateral_sigma = np.broadcast_to(np.float32(lateral_sigma), len(field))[:, None]
-    reach = int(np.ceil(3 * lateral_sigma.max()))
-    kernels = np.exp(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2) / (2 * lateral_sigma**2))
-    kernels /= np.sqrt((kernels**2).sum(axis=1, keepdims=True))
-    padded = np.pad(field, ((0, 0), (reach, reach)), mode="reflect")
-    blurred = sum(kernels[:, k, None] * padded[:, k : k + field.shape[1]] for k in range(2 * reach + 1))
-    pulse = cv2.getGaussianKernel(2 * int(np.ceil(3 * axial_sigma)) + 1, axial_sigma)
-    pulse /= np.sqrt((pulse**2).sum())
-    parts = np.ascontiguousarray(blurred).view(np.float32).reshape(*field.shape, 2)
-    return cv2.sepFilter2D(parts, -1, np.ones(1), pulse).view(np.complex64)[..., 0]
 
+    def __init__(self, examination, ellipse):
+        self.values, self.ellipse = examination.values, tuple(float(value) for value in ellipse)
+        self.trimester, self.pixel_size = examination.trimester, examination.pixel_size
+        self.rng = np.random.default_rng(examination.anatomy_seed)
+        self.depth, angle, self.x, self.y = polar_grid(examination.sector)
+        self.full_depth = examination.sector.depth
+        self.beam = np.sin(angle), np.cos(angle)
+        self.echo = np.full((SAMPLES, BEAMS), TISSUE_DB, np.float32)
+        self.mirror = np.zeros_like(self.echo)
+        self.attenuation = np.full_like(self.echo, self.values["attenuation"])
 
-def level_along_beam(loss, sector, time_gain=TISSUE_LOSS):
-    """Level (dB) at which each sample is heard: time-gain minus the `loss` (dB/px) summed from the probe to it."""
-    step = sector.depth / SAMPLES
-    depth = (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * step
-    return time_gain * depth - (np.cumsum(loss, axis=0, dtype=np.float32) - loss / 2) * step
+    def noise(self, rows, columns):
+        """Random field of the grid's shape, about -2 to 2, with `rows` x `columns` independent values."""
+        coarse = self.rng.standard_normal((rows, columns), dtype=np.float32)
+        return cv2.resize(coarse, (BEAMS, SAMPLES), interpolation=cv2.INTER_CUBIC)
 
+    def facing(self, normal):
+        """How squarely the beam hits a surface: 1 along its normal, 0 along the surface."""
+        return np.abs(normal[0] * self.beam[0] + normal[1] * self.beam[1]) ** np.float32(self.values["mirror_power"])
 
-def envelope(field):
-    """Magnitude of the complex echo; float32, >= 0. In homogeneous tissue Rayleigh distributed: mean/std = 1.91."""
-    return np.abs(field)
-
-
-def compress(magnitude, gain, dynamic_range):
-    """Log compression to float32, 0 to 1: -`gain` dB is black, `dynamic_range` dB above it is white."""
-    decibels = 20 * np.log10(magnitude + np.float32(1e-6))
-    return np.clip((decibels + np.float32(gain)) / np.float32(dynamic_range), 0, 1)
-
-
-def scan_convert(polar, sector):
-    """Bring a polar picture (samples, beams) to the frame: float32 (540, 800), 0 outside the sector."""
-    x = np.arange(WIDTH, dtype=np.float32)[None] - np.float32(sector.apex_x)
-    y = np.arange(HEIGHT, dtype=np.float32)[:, None] - np.float32(sector.apex_y)
-    sample = (np.sqrt(x**2 + y**2) - np.float32(sector.radius)) * np.float32(SAMPLES / sector.depth) - np.float32(0.5)
-    beam = (np.arctan2(x, y) / np.float32(sector.half_angle) + 1) * np.float32(BEAMS / 2) - np.float32(0.5)
-    return cv2.remap(np.float32(polar), beam, sample, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-
-
-def _amplitude(decibels):
-    return np.exp(np.float32(np.log(10) / 20) * np.float32(decibels))
-
-
-def _smooth_noise(rng, rows, columns):
-    """Random field of the polar grid's shape, about -2 to 2, with `rows` x `columns` independent values."""
-    coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    return cv2.resize(coarse, (BEAMS, SAMPLES), interpolation=cv2.INTER_CUBIC)
-
-
-def _blob(u, v, centre_u, centre_v, size_u, size_v):
-    return ((u - centre_u) / size_u) ** 2 + ((v - centre_v) / size_v) ** 2 < 1
+    def fill(self, region, echo, attenuation=None):
+        """Lay tissue where `region` is true; without an `attenuation` the old one stays."""
+        self.echo = np.where(region, np.float32(echo), self.echo)
+        if attenuation is not None:
+            self.attenuation = np.where(region, np.float32(attenuation), self.attenuation)
 
 
 def anatomy(examination, ellipse):
-    """Lay maternal tissue, fluid, skull and brain on the polar grid of an examination.
-
-    Returns
-    -------
-    echo, mirror, loss : float32 arrays, shape (samples, beams)
-        Level of the scatterers (dB), amplitude of the mirror-like (specular) echo, loss there and back (dB/px).
-    """
-    rng = np.random.default_rng(examination.anatomy_seed)
-    ellipse = tuple(float(value) for value in ellipse)  # float64 scalars of NumPy would make all arrays float64
-    depth, angle, x, y = polar_grid(examination.sector)
-    beam = np.sin(angle), np.cos(angle)
-    echo, loss = _surroundings(rng, examination, ellipse, depth, x, y)
-    wobble = np.float32(0.006 * ellipse[2]) * _smooth_noise(rng, 5, 5)
-    distance, normal = ellipse_distance(ellipse, x, y)
-    distance = distance + np.clip(wobble, -1.5, 1.5)
-    facing = np.abs(normal[0] * beam[0] + normal[1] * beam[1])  # 1 where the wall is hit squarely
-    inside = distance < -examination.skull
-    turn = np.radians(np.float32(ellipse[4]))
-    along = (x - ellipse[0]) * np.cos(turn) + (y - ellipse[1]) * np.sin(turn)
-    across = (y - ellipse[1]) * np.cos(turn) - (x - ellipse[0]) * np.sin(turn)
-    brain, falx = _brain(rng, examination, along / ellipse[2], across / ellipse[3], ellipse[3])
-    echo = np.where(inside, brain, echo)
-    loss = np.where(inside, np.float32(BRAIN_LOSS), loss)
-    bearing = np.arctan2(across / ellipse[3], along / ellipse[2])
-    bone = np.exp(-(((distance + examination.skull / 2) / (0.42 * examination.skull)) ** 2))
-    for suture in rng.uniform(-np.pi, np.pi, 3):
-        off = np.float32(np.pi) - np.abs(np.abs(bearing - np.float32(suture)) - np.float32(np.pi))  # the shorter way
-        bone = bone * (1 - np.float32(0.75) * np.exp(-((off / np.float32(0.06)) ** 2)))
-    patchy = np.clip(1 + np.float32(0.35) * _smooth_noise(rng, 10, 12), 0.35, 1.6)
-    echo = np.maximum(echo, ECHO_DB["skull"] + 20 * np.log10(bone + np.float32(1e-3)))
-    mirror = bone * patchy * _amplitude(examination.skull_gain) * facing**SPECULAR_POWER
-    upright = np.abs(-np.sin(turn) * beam[0] + np.cos(turn) * beam[1]) ** SPECULAR_POWER
-    mirror = mirror + falx * inside * upright
-    return echo, mirror, loss + bone * np.float32(examination.bone_loss)
+    """Lay everything on the polar grid of an examination, from the mother's skin to the fetal brain; a `Scene`."""
+    scene = Scene(examination, ellipse)
+    _maternal(scene)
+    if scene.values["cavity"]:
+        _cavity(scene)
+    for _ in range(int(scene.values["limbs"])):
+        _limb(scene)
+    if scene.values["trunk"]:
+        _trunk(scene)
+    _head(scene)
+    return scene
 
 
-def _surroundings(rng, examination, ellipse, depth, x, y):
-    """Echo and loss of everything outside the head: layers under the probe, uterus, fluid, other parts of the fetus."""
-    centre_x, centre_y, a, b, degrees = ellipse
-    echo = ECHO_DB["maternal"] + 5.5 * _smooth_noise(rng, 5, 5) + 3.0 * _smooth_noise(rng, 40, 14)
-    echo = echo + rng.uniform(0, 3) * _smooth_noise(rng, 90, 12)
-    layers = rng.uniform(0.08, 0.26) * examination.sector.depth * (1 + 0.15 * _smooth_noise(rng, 2, 4))
-    streaks = 5.0 * _smooth_noise(rng, 90, 5) + 3.0 * _smooth_noise(rng, 45, 12)
-    echo = np.where(depth < layers, echo + streaks, echo)
-    loss = np.full_like(echo, TISSUE_LOSS)
-    contact = np.clip(_smooth_noise(rng, 1, 6) + rng.normal(-0.4, 0.5), 0, 2)  # beams where the probe lifts off
-    loss[0] += 6.0 * contact[0] * SAMPLES / examination.sector.depth
-    if rng.random() < 0.7:
-        reach = rng.uniform(0.95, 1.6), rng.uniform(0.8, 1.4)
-        shift_x, shift_y = rng.normal(0, 0.45) * a, rng.normal(0, 0.25) * b
-        cavity = centre_x + shift_x, centre_y + shift_y, a * reach[0], b * reach[1], degrees + rng.normal(0, 20)
-        wall = ellipse_distance(cavity, x, y)[0] + np.float32(0.13 * a) * _smooth_noise(rng, 5, 6)
-        fluid = (wall < 0) & (depth > layers)
-        level = ECHO_DB["fluid"] + rng.uniform(0, 14)
-        echo = np.where(fluid, level, echo + 5.0 * np.exp(-((wall / 7) ** 2)))
-        loss = np.where(fluid & (loss <= TISSUE_LOSS), np.float32(FLUID_LOSS), loss)
-    for _ in range(rng.integers(0, 4)):  # shoulder, hand, cord
-        bearing, size = rng.uniform(0, 2 * np.pi), a * rng.uniform(0.12, 0.4)
-        place_x = centre_x + (a + 0.8 * size) * np.cos(bearing)
-        place_y = centre_y + (b + 0.8 * size) * np.sin(bearing)
-        part = (place_x, place_y, size, size * rng.uniform(0.4, 0.9), rng.uniform(0, 180))
-        inside = ellipse_distance(part, x, y)[0] < 0.15 * size * _smooth_noise(rng, 12, 12)
-        echo = np.where(inside, ECHO_DB["body"] + 4.0 * _smooth_noise(rng, 30, 20), echo)
-    return echo.astype(np.float32), loss.astype(np.float32)
+def _maternal(scene):
+    """Patches of tissue, the layers of the abdominal wall, what rings under the probe, where the probe lifts off."""
+    values, rng = scene.values, scene.rng
+    kinds = np.argmax([scene.noise(4, 4) for _ in range(4)], axis=0)  # neighbouring tissues with uneven borders
+    scene.echo += np.float32(values["patchiness"]) * rng.standard_normal(4, dtype=np.float32)[kinds]
+    grain = np.clip(scene.noise(5, 5) + 1, 0.2, 2.5)  # some parts are coarser than others
+    scene.echo += 4.0 * scene.noise(6, 6) + grain * (rng.uniform(1, 4) * scene.noise(40, 22))
+    scene.echo += grain * rng.uniform(0, 3.5) * scene.noise(90, 14)
+    layers = values["layers"] * scene.full_depth * (1 + 0.15 * scene.noise(2, 4))
+    stripes = scene.noise(110, 4) + 0.6 * scene.noise(50, 10)
+    scene.echo += np.where(scene.depth < layers, np.float32(values["stripes"]) * stripes, 0)
+    fascia = np.exp(-((scene.noise(36, 4) / 0.08) ** 2)) * (scene.depth < layers)  # thin, bright, along the skin
+    scene.mirror += fascia * amplitude(values["stripes"] - 6)
+    spacing = rng.uniform(5, 14)  # px, thickness of the matching layer and the gel
+    for order in range(1, 6):
+        line = np.exp(-(((scene.depth - order * spacing) / 1.6) ** 2)) * amplitude(values["ringing"] - 4 * order)
+        scene.mirror += line * np.clip(1 + 0.4 * scene.noise(2, 9), 0, 2)
+    blocked = np.clip(scene.noise(1, 7)[0] + rng.normal(-0.4, 0.5), 0, 2)
+    step = scene.full_depth / SAMPLES
+    to_loss = loss_per_pixel(1, values["frequency"], scene.pixel_size) * step  # dB of one sample at 1 dB/cm/MHz
+    scene.attenuation[0] += values["shadow"] * blocked / to_loss
 
 
-def _brain(rng, examination, u, v, across_size):
-    """Echo of the brain (dB), amplitude of its mirrors; u, v run from -1 to 1, `across_size` is b in px."""
-    young = 1 - examination.age
-    texture = 3.0 * _smooth_noise(rng, 14, 14) + 2.0 * _smooth_noise(rng, 40, 26)
-    folds = np.exp(-((_smooth_noise(rng, 26, 22) / 0.1) ** 2)) * (_smooth_noise(rng, 7, 7) > 0.3)
-    centre = 5.0 * np.exp(-((u / 0.45) ** 2) - (v / 0.4) ** 2)  # the thalami and what lies around them
-    echo = ECHO_DB["brain"] + 5.0 * young + texture + centre + SULCI_DB * folds * (0.3 + 0.7 * examination.age)
-    end = rng.choice((-1.0, 1.0))  # which end of the head is the back
-    rough_u, rough_v = u + 0.05 * _smooth_noise(rng, 16, 16), v + 0.05 * _smooth_noise(rng, 16, 16)
+def _cavity(scene):
+    """Amniotic fluid with an uneven wall around the head, and the placenta that may line it."""
+    values, rng = scene.values, scene.rng
+    x, y, a, b, _ = scene.ellipse
+    size = values["cavity_size"]
+    wide, high = a * size, b * (1 + (size - 1) * rng.uniform(0.3, 1.0)) * rng.uniform(0.85, 1.1)
+    slack = max(wide - a, 0.15 * a), max(high - b, 0.15 * b)
+    cavity = x + slack[0] * rng.uniform(-1, 1), y - slack[1] * rng.uniform(-0.6, 1), wide, high, rng.normal(0, 12)
+    distance, normal = ellipse_distance(cavity, scene.x, scene.y)
+    uneven = scene.noise(4, 5) + 0.35 * scene.noise(12, 14)
+    distance = distance + np.float32(values["cavity_roughness"] * a) * uneven
+    below = scene.depth > values["layers"] * scene.full_depth
+    if values["placenta"]:
+        bearing = rng.uniform(-np.pi, np.pi)
+        side = normal[0] * np.float32(np.cos(bearing)) + normal[1] * np.float32(np.sin(bearing))
+        thick = np.float32(rng.uniform(0.2, 0.6) * a) * np.clip(side, 0, 1)
+        scene.fill((distance < thick) & below, TISSUE_DB + rng.uniform(0, 6) + 1.5 * scene.noise(20, 20))
+    scene.echo += np.float32(rng.uniform(0, 6)) * np.exp(-((distance / 7) ** 2))
+    line = np.exp(-((distance / rng.uniform(1.5, 3.5)) ** 2)) * np.clip(0.4 + 0.7 * scene.noise(12, 12), 0, 1.6)
+    scene.mirror += amplitude(rng.uniform(-8, 8)) * line * scene.facing(normal) * below
+    haze = values["fluid"] + 2.0 * scene.noise(6, 6)
+    scene.fill((distance < 0) & below, haze, FLUID_ATTENUATION)
+
+
+def _place_beside(scene, size, gap):
+    """Centre of something of half-width `size` (px) beside the head, at any bearing, `gap` px from it."""
+    x, y, a, b, degrees = scene.ellipse
+    bearing = scene.rng.uniform(0, 2 * np.pi)
+    turn = bearing - np.radians(degrees)
+    reach = a * b / np.hypot(b * np.cos(turn), a * np.sin(turn)) + size + gap
+    return x + reach * np.cos(bearing), y + reach * np.sin(bearing)
+
+
+def _limb(scene):
+    """A hand, an arm or a leg: a soft part with a bright bone in it, which throws a shadow."""
+    rng, a = scene.rng, scene.ellipse[2]
+    size = a * rng.uniform(0.10, 0.42)
+    part = (*_place_beside(scene, size, rng.uniform(-0.1, 0.3) * a), size, size * rng.uniform(0.35, 0.9))
+    part = (*part, rng.uniform(0, 180))
+    distance, _ = ellipse_distance(part, scene.x, scene.y)
+    inside = distance < 0.15 * size * scene.noise(12, 12)
+    scene.fill(inside, TISSUE_DB + rng.uniform(-6, 6) + 3.5 * scene.noise(30, 20), scene.values["attenuation"])
+    for _ in range(rng.integers(0, 4)):
+        along = rng.uniform(0.15, 0.7) * size
+        place = part[0] + rng.normal(0, 0.4) * size, part[1] + rng.normal(0, 0.3) * size
+        bone = (*place, along, along * rng.uniform(0.12, 0.5), part[4] + rng.normal(0, 25))
+        distance, normal = ellipse_distance(bone, scene.x, scene.y)
+        ridge = np.exp(-((distance / 3) ** 2))
+        scene.mirror += ridge * scene.facing(normal) * amplitude(rng.uniform(0, 16))
+        solid = distance < 0
+        scene.fill(solid, TISSUE_DB + rng.uniform(0, 8), scene.values["bone_attenuation"])
+
+
+def _trunk(scene):
+    """The body, cut across beside the head: a round thing with a bright rim that is no head."""
+    rng, a = scene.rng, scene.ellipse[2]
+    size = a * rng.uniform(0.6, 1.2)
+    part = (*_place_beside(scene, size, rng.uniform(-0.15, 0.2) * a), size, size * rng.uniform(0.6, 0.95))
+    part = (*part, rng.uniform(0, 180))
+    distance, normal = ellipse_distance(part, scene.x, scene.y)
+    distance = distance + 0.06 * size * scene.noise(8, 8)
+    scene.fill(distance < 0, TISSUE_DB + rng.uniform(-9, 4) + 3.0 * scene.noise(24, 20), scene.values["attenuation"])
+    rim = np.exp(-((distance / rng.uniform(3, 8)) ** 2)) * np.clip(0.6 + 0.6 * scene.noise(9, 9), 0, 1.6)
+    scene.mirror += rim * scene.facing(normal) * amplitude(rng.uniform(-6, 12))
+    organs = (scene.noise(14, 14) > 1.2) & (distance < -0.2 * size)
+    scene.fill(organs, TISSUE_DB + rng.choice((-20.0, 8.0)))
+
+
+def _head(scene):
+    """Scalp, skull and brain."""
+    values, rng, ellipse = scene.values, scene.rng, scene.ellipse
+    _, _, a, b, degrees = ellipse
+    distance, normal = ellipse_distance(ellipse, scene.x, scene.y)
+    turn = np.radians(np.float32(degrees))
+    u = ((scene.x - ellipse[0]) * np.cos(turn) + (scene.y - ellipse[1]) * np.sin(turn)) / np.float32(a)
+    v = ((scene.y - ellipse[1]) * np.cos(turn) - (scene.x - ellipse[0]) * np.sin(turn)) / np.float32(b)
+    bearing = np.arctan2(v, u)
+    uneven = _around(rng, bearing, 9)
+    distance = distance + np.float32(values["inset"] * a)  # of the bone from here on
+    distance = distance + np.clip(np.float32(values["irregularity"] * a) * uneven, -8, 8)
+    wall = np.float32(values["wall"] * a + 1)
+    scalp = np.float32(values["scalp"] * a) * (1 + 0.4 * scene.noise(8, 8))
+    scene.fill((distance > -wall) & (distance < scalp), TISSUE_DB - 5 + 2 * scene.noise(20, 20), values["attenuation"])
+    inside = distance < -wall
+    kind = _early_brain if scene.trimester == 1 else _late_brain
+    brain, lines = kind(scene, u, v)
+    scene.fill(inside, brain, values["attenuation"] * values["brain_attenuation"])
+    scene.mirror *= distance > 0  # nothing of what lies around shines through
+    upright = scene.facing((-np.sin(turn), np.cos(turn)))
+    scene.mirror += lines * inside * upright * amplitude(values["brain"] + values["midline"])
+    thickness = wall * np.clip(1 + 0.4 * _around(rng, bearing, 8), 0.4, 1.9)
+    bone = np.exp(-(((distance + wall / 2) / (np.float32(0.42) * thickness)) ** 2))
+    for place in rng.uniform(-np.pi, np.pi, int(values["sutures"])):
+        off = np.float32(np.pi) - np.abs(np.abs(bearing - np.float32(place)) - np.float32(np.pi))  # the shorter way
+        width = np.float32(values["suture_width"] * rng.uniform(0.4, 1.6))
+        bone = bone * (1 - np.float32(rng.uniform(0.5, 1)) * np.exp(-((off / width) ** 2)))
+    patchy = np.clip(1 + 0.4 * _around(rng, bearing, 12) + 0.3 * scene.noise(24, 30), 0.15, 2.2)
+    scene.echo = np.maximum(scene.echo, values["wall_echo"] + 20 * np.log10(bone * patchy + np.float32(1e-3)))
+    shine = bone * patchy * scene.facing(normal) * amplitude(values["wall_mirror"])
+    scene.mirror += shine
+    if values["double_line"]:
+        inner = np.exp(-(((distance + wall * np.float32(rng.uniform(1.5, 2.4))) / (0.35 * wall)) ** 2))
+        inner = inner * np.clip(_around(rng, bearing, 8), 0, 1.5) * scene.facing(normal)
+        scene.mirror += inner * amplitude(values["wall_mirror"] - rng.uniform(5, 12))
+    grazing = 1 - np.abs(normal[0] * scene.beam[0] + normal[1] * scene.beam[1])  # less is let through
+    scene.attenuation += bone * np.float32(values["bone_attenuation"]) * (1 + 0.5 * grazing)
+
+
+def _around(rng, bearing, waves):
+    """Random function of the bearing (radians) around the head, closed, about -2 to 2, of up to `waves` waves."""
+    steps = np.linspace(-np.pi, np.pi, 361, dtype=np.float32)
+    orders = np.arange(1, waves + 1)[:, None]
+    strength, phase = rng.standard_normal(waves), rng.uniform(0, 2 * np.pi, waves)
+    curve = (strength[:, None] * np.cos(orders * steps + phase[:, None])).sum(0) * np.sqrt(2 / waves)
+    return np.interp(bearing, steps, curve).astype(np.float32)
+
+
+def _blob(u, v, centre_u, centre_v, size_u, size_v):
+    """Below 1 inside of an ellipse along u and v."""
+    return ((u - centre_u) / size_u) ** 2 + ((v - centre_v) / size_v) ** 2
+
+
+def _early_brain(scene, u, v):
+    """First trimester: two large ventricles filled with choroid plexus, the falx between them; u, v from -1 to 1."""
+    values, rng = scene.values, scene.rng
+    echo = values["brain"] + 2.5 * scene.noise(16, 16) + 2.0 * scene.noise(40, 26)
+    rough_u, rough_v = u + 0.09 * scene.noise(15, 15), v + 0.09 * scene.noise(15, 15)
+    fluid = (rough_u**2 + rough_v**2 < rng.uniform(0.55, 0.85)) & (np.abs(rough_v) > 0.07)
+    echo = np.where(fluid, echo + values["ventricles"] * rng.uniform(0.8, 1.6), echo)
+    grown, end = rng.uniform(0.55, 1.1), rng.choice((-1.0, 1.0))
     for side in (-1, 1):
-        place = end * rng.uniform(0.15, 0.4), side * rng.uniform(0.28, 0.42)
-        size = rng.uniform(0.26, 0.42) + 0.12 * young, rng.uniform(0.08, 0.15) + 0.16 * young
-        if rng.random() < 0.75:
-            echo = np.where(_blob(rough_u, rough_v, *place, *size), echo + VENTRICLE_DB, echo)
-        if rng.random() < 0.4 + 0.5 * young:
-            choroid = _blob(rough_u, rough_v, place[0] + 0.08 * end, place[1], 0.6 * size[0], 0.62 * size[1])
-            echo = np.where(choroid, ECHO_DB["brain"] + 5.0 * young + CHOROID_DB + texture, echo)
-    cavum = (np.abs(rough_u + 0.42 * end) < 0.09) & (np.abs(rough_v) < 0.05)
-    echo = np.where(cavum, echo + VENTRICLE_DB, echo)
-    bend = 0.012 * _smooth_noise(rng, 5, 5)
-    thin = 0.011 + 1.0 / across_size
-    mirror = np.zeros_like(u)
-    for offset, gap, share in ((0, 0.3, 1.0), *((side * rng.uniform(0.2, 0.5), 1.0, 0.6) for side in (-1, 1, -1, 1))):
-        pieces = np.clip(_smooth_noise(rng, 10, 18) + 1.0 - gap * 1.2, 0, 1.4)  # lines beside it are short pieces
-        mirror += share * pieces * np.exp(-(((v + bend - offset) / thin) ** 2)) * (np.abs(u) < 0.86 - 0.5 * abs(offset))
-    edges = np.exp(-(((np.abs(v + bend) - 0.06) / thin) ** 2)) * (np.abs(u + 0.42 * end) < 0.1)
-    mirror = mirror * ~cavum + edges
-    return echo, mirror.astype(np.float32) * _amplitude(ECHO_DB["brain"] + MIDLINE_DB)
+        lobe = _blob(rough_u, rough_v, 0.12 * end, side * rng.uniform(0.36, 0.46), 0.62 * grown, 0.33 * grown)
+        echo = np.where(lobe < 1, values["brain"] + values["choroid"] + 2.5 * scene.noise(30, 26), echo)
+    echo = np.where(np.abs(rough_v) < rng.uniform(0.03, 0.08), values["brain"] + 0.6 * values["midline"], echo)
+    echo = echo + rng.uniform(0, 5) * scene.noise(26, 24)
+    falx = np.exp(-(((v + 0.02 * scene.noise(5, 5)) / 0.035) ** 2)) * np.clip(0.7 + 0.6 * scene.noise(9, 9), 0, 1.5)
+    return echo, falx * (np.abs(u) < 0.9)
 
 
-def draw_examination(rng, zoomed=None):
-    """Draw what one session keeps the same; `zoomed` False shows the whole sector, True fills the frame with it."""
-    if zoomed is None:
-        zoomed = rng.random() < 0.75
-    half_angle = np.radians(rng.uniform(20, 36) if zoomed else rng.uniform(26, 38))
-    top_width = rng.uniform(360, 900) if zoomed else rng.uniform(180, 320)
-    above = top_width / 2 / np.tan(half_angle)  # px from the apex to the frame's upper edge
-    start = rng.uniform(-90, 25) if zoomed else rng.uniform(15, 70)
-    end = rng.uniform(565, 720) if zoomed else rng.uniform(500, 560)
-    sector = Sector(rng.normal(395, 22), -above, above + start, end - start, half_angle)
-    age = rng.beta(2.2, 1.5)
-    a = (135 + 165 * age if zoomed else 90 + 130 * age) * rng.uniform(0.92, 1.08)
-    turn = rng.normal(0, 14) if rng.random() < 0.85 else rng.uniform(-90, 90)
-    centre_y = rng.normal(272, 26) if zoomed else start + (end - start) * rng.uniform(0.45, 0.68)
-    ellipse = (rng.normal(398, 40 if zoomed else 70), centre_y, a, a * rng.uniform(0.72, 0.88), turn)
-    return Examination(
-        sector=sector,
-        ellipse=ellipse,
-        age=age,
-        anatomy_seed=int(rng.integers(2**32)),
-        gain=rng.normal(25, 3.5),
-        dynamic_range=rng.uniform(52, 64),
-        axial_sigma=rng.uniform(1.0, 1.5) * (1.3 if zoomed else 1.0),
-        lateral_sigma=rng.uniform(0.8, 1.2) * (1.2 if zoomed else 1.0),
-        lateral_growth=rng.uniform(1.3, 2.0),
-        skull=a * rng.uniform(0.035, 0.055) + 2.0,
-        skull_gain=rng.uniform(9, 15) + 3 * age,
-        bone_loss=rng.uniform(0.1, 0.45),
-        box=(int(rng.uniform(*BOX_LEFT)), *BOX_ROWS),
-        notch=bool(zoomed and rng.random() < 0.4),
-    )
+def _late_brain(scene, u, v):
+    """Second and third trimester: thalami, cavum, ventricles with choroid plexus, sulci, a broken midline."""
+    values, rng = scene.values, scene.rng
+    texture = 2.5 * scene.noise(14, 14) + 2.0 * scene.noise(40, 26)
+    echo = values["brain"] + texture + rng.uniform(0, 6) * np.exp(-((u / 0.5) ** 2) - (v / 0.45) ** 2)
+    rough_u, rough_v = u + 0.05 * scene.noise(16, 16), v + 0.05 * scene.noise(16, 16)
+    end = rng.choice((-1.0, 1.0))  # which end of the head is the back
+    lines = np.zeros_like(u)
+    for side, seen in ((-1, 0.4), (1, 0.85)):  # near and far half; haze hides the near one
+        if rng.random() < 0.5:  # a thalamus, darker than its surroundings
+            echo = np.where(_blob(rough_u, rough_v, 0.02, side * 0.16, 0.22, 0.13) < 1, echo - rng.uniform(2, 6), echo)
+        if rng.random() > seen:
+            continue
+        place = end * rng.uniform(0.15, 0.45), side * rng.uniform(0.25, 0.45)
+        size = rng.uniform(0.2, 0.42), rng.uniform(0.09, 0.2)
+        ventricle = _blob(rough_u, rough_v, *place, *size)
+        echo = np.where(ventricle < 1, echo + values["ventricles"], echo)
+        wall = np.exp(-(((np.sqrt(ventricle) - 1) / 0.1) ** 2)) * np.clip(0.3 + 0.8 * scene.noise(9, 12), 0, 1.3)
+        lines += rng.uniform(0, 0.9) * wall
+        if rng.random() < 0.8:
+            inner = place[0] + 0.1 * end, place[1], rng.uniform(0.3, 0.7) * size[0], rng.uniform(0.5, 0.9) * size[1]
+            plexus = values["brain"] + values["choroid"] + texture
+            echo = np.where(_blob(rough_u, rough_v, *inner) < 1, plexus, echo)
+    folds = np.exp(-((scene.noise(30, 26) / 0.1) ** 2)) * (scene.noise(7, 7) > rng.uniform(-0.3, 1.2))
+    echo = echo + values["folds"] * folds
+    clumps = np.clip(scene.noise(7, 7) + rng.uniform(-0.8, 0.4), 0, 1.2) * np.exp(-((v / 0.6) ** 2))
+    echo = echo + values["folds"] * clumps * np.clip(scene.noise(64, 48), -0.5, 1.8)
+    cavum = (np.abs(rough_u + end * rng.uniform(0.3, 0.5)) < rng.uniform(0.06, 0.13)) & (np.abs(rough_v) < 0.05)
+    echo = np.where(cavum, echo + values["ventricles"], echo)
+    thin = np.float32(0.006 + 0.8 / scene.ellipse[3])
+    sides = rng.normal(0, 0.2, int(rng.integers(1, 10)))
+    for offset, share in ((0.0, 1.0), *((place, rng.uniform(0.2, 1)) for place in sides)):
+        pieces = np.clip(1.2 * scene.noise(16, 30) + (0.4 if offset == 0 else -0.7), 0, 1.5)
+        tilt = rng.normal(0, 0.03 if offset == 0 else 0.15) * u + 0.03 * scene.noise(8, 10)
+        line = np.exp(-(((v - offset + tilt) / (thin * rng.uniform(0.6, 1.6))) ** 2))
+        lines += share * pieces * line * (np.abs(u) < 0.88 - 0.5 * abs(offset))
+    return echo, lines * ~cavum
+
+
+def draw_values(rng, distributions):
+    """A number (or true, false) from each row of a table like `DISTRIBUTIONS`; a dict."""
+    return {name: draw(rng) for name, draw in distributions.items()}
+
+
+def draw_examination(rng, whole_sector=None, changes=None):
+    """Draw what one session keeps the same.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    whole_sector : bool, optional
+        True shows the whole sector, False an enlarged part of it; drawn by default.
+    changes : dict of str to Draw, optional
+        Rows that replace those of `DISTRIBUTIONS`, in all trimesters and views: another scanner, other mothers.
+    """
+    changes = changes or {}
+    trimester = int(rng.choice(3, p=TRIMESTER_SHARES)) + 1
+    table = DISTRIBUTIONS | ({}, FIRST_TRIMESTER, {}, THIRD_TRIMESTER)[trimester] | changes
+    values = draw_values(rng, table)
+    values["time_gain"] *= values["attenuation"]  # dB/cm/MHz from here on
+    if whole_sector is not None:
+        values["whole_sector"] = whole_sector
+    if values["whole_sector"]:
+        values |= draw_values(rng, WHOLE_SECTOR | {name: changes[name] for name in WHOLE_SECTOR if name in changes})
+    half_angle = np.radians(values["half_angle"])
+    above = values["top_width"] / 2 / np.tan(half_angle)  # px from the apex to the frame's upper edge
+    start, end = values["sector_start"], values["sector_end"]
+    sector = Sector(values["sector_x"], -above, above + start, end - start, half_angle)
+    a = float(np.clip(values["head_size"], 95, 320)) * values.get("head_shrink", 1.0)
+    b = a * float(np.clip(values["axes_ratio"], 0.66, 0.96))
+    turn = rng.uniform(-90, 90) if values["tilted"] else values["turn"]
+    x, y = values["centre_x"], values["centre_y"]
+    if values["whole_sector"]:
+        y = start + (end - start) * rng.uniform(0.42, 0.68)
+    perimeter = np.pi * (3 * (a + b) - np.sqrt((3 * a + b) * (a + 3 * b)))  # Ramanujan 1914
+    pixel_size = float(np.clip(values["circumference"], 57, 346) / perimeter)
+    return Examination(sector, (x, y, a, b, turn), trimester, pixel_size, int(rng.integers(2**32)), values)
 
 
 def draw_pose(rng, examination):
     """Ellipse of one frame: the examination's head, moved and turned a little, within the frame and the sector."""
     x, y, a, b, turn = examination.ellipse
-    a, b, turn = a * rng.uniform(0.93, 1.06), b * rng.uniform(0.93, 1.06), turn + rng.normal(0, 6)
-    x, y = x + rng.normal(0, 18), y + rng.normal(0, 14)
+    size, turn = rng.uniform(0.95, 1.05), turn + rng.normal(0, 5)
+    a, b = a * size * rng.uniform(0.99, 1.01), b * size
+    x, y = x + rng.normal(0, 14), y + rng.normal(0, 12)
     sector = examination.sector
     top = max(FRAME_MARGIN, sector.apex_y + sector.radius)
     bottom = min(HEIGHT - FRAME_MARGIN, sector.apex_y + sector.radius + sector.depth)
@@ -361,7 +527,7 @@ def _half_extent(a, b, degrees):
 def cut_pose(rng, examination, near_border=False):
     """Ellipse of a head cut by the frame's lower edge; with `near_border` only its uppermost part is left.
 
-    The lower edge, left of the blacked-out box, is where every zoomed sector reaches the frame's edge.
+    The lower edge, left of the blacked-out box, is where every enlarged sector reaches the frame's edge.
     """
     _, _, a, b, turn = draw_pose(rng, examination)
     a, b, turn = max(a, 170.0), max(b, 130.0), float(np.clip(turn, -15, 15))
@@ -395,211 +561,46 @@ def draw_frame(rng, examination=None, ellipse=None):
     """
     examination = examination or draw_examination(rng)
     ellipse = ellipse or draw_pose(rng, examination)
-    echo, mirror, loss = anatomy(examination, ellipse)
-    level = level_along_beam(loss, examination.sector)
-    heard = _amplitude(cv2.GaussianBlur(level, (0, 0), sigmaX=APERTURE, sigmaY=0.3))
-    lateral = np.linspace(1, examination.lateral_growth, SAMPLES) * examination.lateral_sigma
-    time_gain = TISSUE_LOSS * polar_grid(examination.sector)[0]
-    noise = scatterers(rng, np.broadcast_to(NOISE_DB + time_gain, echo.shape))
-    magnitude = np.float32(0)
-    for _ in range(LOOKS):
-        field = point_spread((scatterers(rng, echo) + mirror) * heard, examination.axial_sigma, lateral)
-        magnitude = magnitude + envelope(field + noise) / LOOKS
-    grey = 255 * compress(magnitude, examination.gain, examination.dynamic_range) ** np.float32(GREY_POWER)
-    image = _screen(np.uint8(scan_convert(grey, examination.sector) + 0.5), examination)
+    grey = 255 * echoes(rng, examination, anatomy(examination, ellipse))
+    image = _screen(np.uint8(scan_convert(grey, examination.sector) + 0.5), examination.values)
     return Phantom(image, *truth(ellipse), ellipse)
 
 
-def _screen(image, examination):
-    """Add what the scanner's screen adds: its edges, the grey bar, the blacked-out boxes."""
+def echoes(rng, examination, scene):
+    """What the scanner makes of a scene, on the polar grid: float32 (samples, beams), 0 black to 1 white."""
+    values, sector, pixel_size = examination.values, examination.sector, examination.pixel_size
+    per_attenuation = loss_per_pixel(1, values["frequency"], pixel_size)
+    time_gain = values["time_gain"] * per_attenuation  # dB/px
+    level = level_along_beam(scene.attenuation * np.float32(per_attenuation), sector, time_gain)
+    heard = amplitude(cv2.GaussianBlur(level, (0, 0), sigmaX=APERTURE, sigmaY=0.3))
+    step = sector.depth / SAMPLES  # px
+    axial = np.hypot(pulse_sigma(values["frequency"], values["cycles"], pixel_size), SCREEN_SIGMA) / step
+    pitch = (sector.radius + sector.depth / 2) * 2 * sector.half_angle / BEAMS  # px between beams, half-way down
+    lateral = np.hypot(beam_sigma(values["frequency"], values["f_number"], pixel_size), SCREEN_SIGMA) / pitch
+    lateral = np.clip(lateral, 0.5, 3.0) * np.linspace(0.8, 0.8 * values["beam_growth"], SAMPLES)
+    steady = (amplitude(scene.echo) * heard) ** 2
+    mirror = scene.mirror * heard
+    haze = reverberate(steady + mirror**2, values["clutter_length"] / step) * amplitude(2 * values["clutter"])
+    twice = cv2.resize(scene.mirror[: SAMPLES // 2], (BEAMS, SAMPLES)) * amplitude(values["ghost"])
+    noise_db = values["noise"] + time_gain * polar_grid(sector)[0]
+    strength = np.sqrt(steady + haze)
+    magnitude, looks = np.float32(0), int(values["looks"])
+    for _ in range(looks):
+        field = point_spread(scatterers(rng, 0 * level) * strength + mirror + twice * heard, axial, lateral)
+        magnitude = magnitude + envelope(field + scatterers(rng, np.broadcast_to(noise_db, level.shape))) / looks
+    return compress(magnitude, values["gain"], values["dynamic_range"]) ** np.float32(values["grey_power"])
+
+
+def _screen(image, values):
+    """Add what the scanner's screen adds: its edges, the grey bar, the blacked-out boxes, the time line."""
     image[:, : SCREEN_COLUMNS[0]] = image[:, SCREEN_COLUMNS[1] :] = 0
-    left, top, bottom = examination.box
-    image[top:bottom, left:] = 0
-    if examination.notch:
+    image[int(values["lower_box_top"]) : 525, int(np.clip(values["lower_box_left"], 560, 645)) :] = 0
+    if values["upper_box"] and not values["whole_sector"]:
         image[: NOTCH[1], NOTCH[0] :] = 0
     fall = np.linspace(1, 0, BAR_ROWS[1] - BAR_ROWS[0]) ** BAR_POWER
     image[slice(*BAR_ROWS), slice(*BAR_COLUMNS)] = np.uint8(BAR_LEVEL * fall)[:, None]
+    if values["cine_bar"]:
+        image[slice(*CINE_ROWS)] = np.linspace(90, 30, CINE_ROWS[1] - CINE_ROWS[0]).astype(np.uint8)[:, None]
+        image[CINE_ROWS[0] + 3 : CINE_ROWS[1] - 3, 590:780] = 12
+        cv2.putText(image, "12 sec", (530, CINE_ROWS[1] - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 190, 1, cv2.LINE_AA)
     return image
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One malignant frame of a set: its stem (`12_2HC`), its examination, its place there, the split of its image."""
-
-    stem: str
-    examination: int
-    index: int
-    split: str
-
-
-def _random(seed, *key):
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
-def set_entries(count, seed):
-    """The frames of a set, in the order of their numbers; list of `count` Entry.
-
-    Within an examination the suffix rises (2HC < 3HC < 4HC < HC), and it always ends with HC, so a suffix that does
-    not rise starts a new examination. Splits are drawn frame by frame, as in the real data set: they leak.
-    """
-    if not isinstance(count, Integral) or count < 1:
-        raise FetalsegError(f"count is {count!r}: ask for at least one phantom.")
-    if not isinstance(seed, Integral) or seed < 0:
-        raise FetalsegError(f"seed is {seed!r}: choose a whole number from 0 up.")
-    rng = _random(seed, 0)
-    ends = np.round(np.cumsum(SPLIT_SHARES) * count)
-    splits = [SPLITS[np.searchsorted(ends, place, side="right")] for place in rng.permutation(count)]
-    entries, examination = [], 0
-    while len(entries) < count:
-        size = min(1 + int(rng.choice(4, p=EXAMINATION_SHARES)), count - len(entries))
-        for index, suffix in enumerate((*SUFFIXES[: size - 1], "HC")):
-            number = len(entries) + 1
-            entries.append(Entry(f"{number}_{suffix}", examination, index, splits[number - 1]))
-        examination += 1
-    return entries
-
-
-def planted_defects(count, seed):
-    """Which defects `write_phantoms` plants, from its arguments alone.
-
-    Returns
-    -------
-    dict of str to list of str
-        Kind to stems, all distinct, every kind of `DEFECTS` present. Full lists from 40 frames (split folders differ:
-        one pair in 40, at most four), three defects from 12, none below. Never the last of several frames of an
-        examination: without that one, the rule of rising suffixes would merge it with the next.
-    """
-    entries = set_entries(count, seed)
-    numbers = {kind: 0 for kind in DEFECTS}
-    if count >= 40:
-        numbers = DEFECTS | {"split_folders_differ": min(DEFECTS["split_folders_differ"], count // 40)}
-    elif count >= 12:
-        numbers |= {kind: 1 for kind in SMALL_SET_DEFECTS}
-    fit = [entry.stem for entry in entries if entry.index == 0 or not entry.stem.endswith("_HC")]
-    drawn = iter(_random(seed, 1).permutation(fit).tolist())
-    return {kind: [next(drawn) for _ in range(number)] for kind, number in numbers.items()}
-
-
-def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, progress=None):
-    """Write a set of phantoms in the data set's tree; equal arguments give equal bytes, whatever `processes`.
-
-    Parameters
-    ----------
-    folder : str or Path
-        New or empty. It appears under its name only when everything is in it.
-    count : int
-        Malignant frames. `max(1, count // 40)` benign and as many normal frames, without outlines, come on top.
-    seed : int
-        0 or more.
-    processes : int, optional
-        By default as many as there are processors; 1 draws in this process.
-    defects : bool
-        Whether to plant those of `planted_defects(count, seed)`.
-    progress : callable, optional
-        Called with the number of malignant frames done so far.
-
-    Returns
-    -------
-    Path
-        `folder`.
-
-    Raises
-    ------
-    FetalsegError
-        If `count` or `seed` is out of range, `folder` holds something, the disk refuses the files, or the processes
-        cannot start (a script that calls this needs the usual `if __name__ == "__main__":`; a notebook does not).
-    """
-    folder = Path(folder)
-    entries = set_entries(count, seed)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
-    plan = planted_defects(count, seed) if defects else {}
-    kinds = {stem: kind for kind, stems in plan.items() for stem in stems}
-    examinations = [
-        [entry for entry in entries if entry.examination == number] for number in range(entries[-1].examination + 1)
-    ]
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        os.chmod(temporary, 0o755)
-        _write_set(temporary, seed, examinations, kinds, processes, progress)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise FetalsegError(
-            f"{folder} could not be written ({error.strerror or error}): free some space or choose another folder."
-        ) from error
-    except BrokenExecutor as error:
-        raise FetalsegError(
-            'The drawing processes broke off: give processes=1, or call from under `if __name__ == "__main__":`.'
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _write_set(folder, seed, examinations, kinds, processes, progress):
-    """Draw and write all examinations, in as many processes as asked for."""
-    for split in SPLITS:
-        for name in CLASSES:
-            (folder / DATA_FOLDER / split / name).mkdir(parents=True)
-    processes = min(processes or os.cpu_count() or 1, len(examinations))
-    write = partial(_write_examination, folder, seed, kinds)
-    done = 0
-    with ExitStack() as stack:
-        if processes == 1:
-            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
-            cv2.setNumThreads(1)
-            written = map(write, examinations)
-        else:
-            fresh = get_context("spawn")  # a fork would inherit OpenCV's locks without the threads that hold them
-            pool = ProcessPoolExecutor(processes, fresh, initializer=cv2.setNumThreads, initargs=(1,))
-            written = stack.enter_context(pool).map(write, examinations)
-            stack.callback(pool.shutdown, cancel_futures=True)  # whoever interrupts need not wait for the rest
-        for number in written:
-            done += number
-            if progress:
-                progress(done)
-        frames = sum(len(entries) for entries in examinations)
-        for index in range(max(1, frames // 40)):
-            for key, name in enumerate(CLASSES[1:], start=3):
-                rng = _random(seed, key, index)
-                split = SPLITS[rng.choice(3, p=SPLIT_SHARES)]
-                path = folder / DATA_FOLDER / split / name / f"{name[0].upper()}_{index + 1}.png"
-                path.write_bytes(_png(draw_frame(rng).image))
-
-
-def _write_examination(folder, seed, kinds, entries):
-    """Draw and write the frames of one examination; returns how many."""
-    cut = {"open_outline", "near_border"} & {kinds.get(entry.stem) for entry in entries}
-    examination = draw_examination(_random(seed, 2, entries[0].examination), zoomed=True if cut else None)
-    for entry in entries:
-        rng = _random(seed, 2, entry.examination, entry.index)
-        kind = kinds.get(entry.stem)
-        ellipse = cut_pose(rng, examination, kind == "near_border") if kind in ("open_outline", "near_border") else None
-        _write_pair(folder / DATA_FOLDER, entry, kind, draw_frame(rng, examination, ellipse))
-    return len(entries)
-
-
-def _write_pair(data, entry, kind, phantom):
-    """Write image and outline of one frame, with its planted defect if it has one."""
-    image, outline, outline_split = _png(phantom.image), phantom.outline, entry.split
-    if kind == "split_folders_differ":
-        outline_split = SPLITS[SPLITS.index(entry.split) - 1]
-    if kind == "empty_mask":
-        outline = np.zeros_like(outline)
-    if kind == "size_mismatch":
-        outline = outline[:-1]
-    if kind == "unreadable_image":
-        image = image[: len(image) // 5]
-    if kind != "orphan_mask":
-        (data / entry.split / CLASSES[0] / f"{entry.stem}.png").write_bytes(image)
-    if kind != "missing_mask":
-        (data / outline_split / CLASSES[0] / f"{entry.stem}_Annotation.png").write_bytes(_png(outline))
-
-
-def _png(image):
-    return cv2.imencode(".png", image)[1].tobytes()

@@ -269,3 +269,35 @@ def show_pipeline(image, truth, probability, prediction, title):
         axis.axis("off")
     figure.suptitle(title)
     return figure
+
+
+def show_maps(maps, titles, labels, columns=3, cmap="gray", suptitle=None):
+    """Arrays on the polar grid (samples, beams) side by side, the probe at the top, each with its own scale.
+
+    Parameters
+    ----------
+    maps : list of array, shape (samples, beams)
+    titles, labels : list of str
+        Of each map, and of its scale with the unit.
+    """
+    columns = min(columns, len(maps))
+    rows = -(-len(maps) // columns)
+    figure, axes = new_figure(rows, columns, height=0.3 + rows * 2.1, squeeze=False)
+    for axis, values, title, label in zip(axes.flat, maps, titles, labels, strict=True):
+        picture = axis.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest")
+        axis.set(title=title, xlabel="beam", ylabel="sample in depth")
+        figure.colorbar(picture, ax=axis, label=label)
+    if suptitle:
+        figure.suptitle(suptitle)
+    return figure
+
+
+def show_transfer(table, x, lines, xlabel, title):
+    """Mean Dice against how many pairs were learnt from; `lines` maps a column to its label."""
+    figure, axis = new_figure(height=2.8)
+    styles = zip((ACCENT, PREDICTION, BACKGROUND), ("solid", "dashed", "dotted"), strict=True)
+    for (column, label), (color, style) in zip(lines.items(), styles, strict=False):
+        axis.plot(table[x], table[column], color=color, linestyle=style, marker="o", label=label)
+    axis.set(xlabel=xlabel, ylabel="mean Dice", title=title, xticks=table[x])
+    axis.legend(fontsize=8)
+    return figure

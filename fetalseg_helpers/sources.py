@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from fetalseg_helpers import phantom
+from fetalseg_helpers import phantom_set
 from fetalseg_helpers.workspace import FetalsegError, project_root, run_folder, shown, written_whole
 
 # name: (file, address, md5 or None); what is downloaded lands in data/<name>/
@@ -69,7 +69,7 @@ def find_data(data, run_dir, phantoms=160):
         folder = run_folder(run_dir) / f"phantom_{phantoms}"
         if not folder.exists():
             print(f"{phantoms} phantom frames are being made in {shown(folder)}.")
-            phantom.write_phantoms(folder, count=phantoms, seed=0)
+            phantom_set.write_phantoms(folder, count=phantoms, seed=0)
         return folder
     folder = data_folder(data) if data in DOWNLOADS else project_root() / Path(data).expanduser()
     if not folder.is_dir():

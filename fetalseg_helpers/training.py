@@ -155,14 +155,17 @@ class Trainer:
     settings : Settings
     resume : bool
         Go on from `last.pt` where there is one.
+    start : Path, optional
+        A checkpoint whose weights to begin with (fine-tuning), instead of random ones.
 
     Raises
     ------
     FetalsegError
-        If a split is empty, the canvas does not divide by 2^depth, or `last.pt` was made with other settings.
+        If a split is empty, the canvas does not divide by 2^depth, `last.pt` was made with other settings, or the
+        weights of `start` are of another network.
     """
 
-    def __init__(self, run_dir, settings, resume=False):
+    def __init__(self, run_dir, settings, resume=False, start=None):
         seed_everything(settings.seed)
         self.folder, self.settings, self.device = run_folder(run_dir), settings, choose_device()
         for leftover in self.folder.glob(".unfinished-*.pt"):  # of a training that was killed while saving
@@ -174,6 +177,8 @@ class Trainer:
         self.train_set = preprocessing.PreparedDataset(run_dir, "train", settings.augmented, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, "valid")
         self.network = make_network(settings, self.device)
+        if start is not None:
+            begin_with(self.network, start)
         self.reduced = bfloat16_pays(self.device)
         weight = self.positive_weight() if settings.foreground_weighting else None
         self.loss_function = lambda logits, truth: combined_loss(logits, truth, settings.bce_weight, weight)
@@ -255,6 +260,22 @@ class Trainer:
         self.history, self.best = state["history"], state["best"]
 
 
+def begin_with(network, path):
+    """Take over the weights of a checkpoint, from whatever data they were learnt.
+
+    Raises
+    ------
+    FetalsegError
+        As `load_checkpoint`, and if the weights are of another network.
+    """
+    try:
+        network.load_state_dict(load_checkpoint(path)["network"])
+    except RuntimeError as error:
+        raise FetalsegError(
+            f"{shown(path)} holds weights of another network: give the base_channels, depth and normalisation it has."
+        ) from error
+
+
 def make_scheduler(optimiser, settings, batches):
     """The learning rate over all batches: constant, or one cycle up and down (Smith and Topin, arXiv 1708.07120)."""
     if settings.schedule == "constant":
@@ -333,9 +354,9 @@ def load_network(path, device=None):
     return network.eval(), state
 
 
-def train(run_dir, settings, resume=False, report=print):
+def train(run_dir, settings, resume=False, start=None, report=print):
     """Train without a notebook: a line per epoch; returns the history as a table."""
-    trainer = Trainer(run_dir, settings, resume)
+    trainer = Trainer(run_dir, settings, resume, start)
     for row in trainer.epochs():
         report(epoch_line(row, settings.epochs))
     return pd.DataFrame(trainer.history, columns=HISTORY_COLUMNS)

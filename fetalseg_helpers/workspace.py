@@ -54,6 +54,8 @@ PARAMETERS = {
     "keep_largest": Rule(bool),
     "flip": Rule(bool),
     "draws": Rule(int, 100, 100_000),
+    "real_data": Rule(str),
+    "shots": Rule(int, 1, 10_000),
 }
 
 

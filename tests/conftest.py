@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fetalseg_helpers import phantom
+from fetalseg_helpers.phantom_set import planted_defects, write_phantoms
 
 COUNT, SEED = 40, 1
 
@@ -15,19 +15,19 @@ COUNT, SEED = 40, 1
 @pytest.fixture(scope="session")
 def phantom_set(tmp_path_factory):
     """Folder of 40 phantom frames with one or two defects of every kind. Read only: copy what you change."""
-    return phantom.write_phantoms(tmp_path_factory.mktemp("shared") / "phantoms", COUNT, SEED, processes=1)
+    return write_phantoms(tmp_path_factory.mktemp("shared") / "phantoms", COUNT, SEED, processes=1)
 
 
 @pytest.fixture(scope="session")
 def planted(phantom_set):
     """The defects of `phantom_set`: kind to list of names."""
-    return phantom.planted_defects(COUNT, SEED)
+    return planted_defects(COUNT, SEED)
 
 
 @pytest.fixture(scope="session")
 def clean_phantoms(tmp_path_factory):
     """Folder of 12 phantom frames without defects. Read only."""
-    return phantom.write_phantoms(tmp_path_factory.mktemp("shared") / "clean", 12, SEED, processes=1, defects=False)
+    return write_phantoms(tmp_path_factory.mktemp("shared") / "clean", 12, SEED, processes=1, defects=False)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import phantom
+from fetalseg_helpers import phantom_set
 
 QUICK = {"phantoms": 24, "epochs": 2, "width": 64, "height": 48, "base_channels": 4, "depth": 3, "overfit_steps": 20}
 CONTRACT = {
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "phantoms"
-    return phantom.write_phantoms(folder, count=16, seed=5, defects=False, processes=1)
+    return phantom_set.write_phantoms(folder, count=16, seed=5, defects=False, processes=1)
 
 
 def test_run_leaves_everything_that_the_contract_names(finished):
@@ -139,7 +139,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_verify_exits_with_0_only_where_nothing_is_wrong(whole_set, tmp_path):
     result = call("verify", whole_set)
     assert result.returncode == 0 and "0 defects" in result.stdout
-    phantom.write_phantoms(tmp_path / "spoilt", count=40, seed=0, processes=1)
+    phantom_set.write_phantoms(tmp_path / "spoilt", count=40, seed=0, processes=1)
     result = call("verify", tmp_path / "spoilt")
     assert result.returncode == 1 and "unreadable" in result.stdout and "missing_mask" in result.stdout
 

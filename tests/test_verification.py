@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetalseg_helpers import loading, phantom, preprocessing, verification
+from fetalseg_helpers import loading, phantom_set, preprocessing, verification
 from fetalseg_helpers.verification import CHECKS, FINDING_COLUMNS
 
-KINDS = {kind: kind for kind in phantom.DEFECTS} | {"unreadable_image": "unreadable"}
+KINDS = {kind: kind for kind in phantom_set.DEFECTS} | {"unreadable_image": "unreadable"}
 
 
 @pytest.fixture(scope="module")

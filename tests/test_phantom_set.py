@@ -1,0 +1,185 @@
+"""Sets of phantoms: the tree they are written to, their names, splits and planted defects, and how they are made."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetalseg_helpers import phantom_set
+from fetalseg_helpers.ultrasound import HEIGHT
+from fetalseg_helpers.workspace import FetalsegError
+
+COUNT, SEED = 44, 3
+RANK = {"2HC": 0, "3HC": 1, "4HC": 2, "HC": 3}
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A set with every kind of defect: folder, defects, and all malignant files by name."""
+    reported = []
+    folder = tmp_path_factory.mktemp("set") / "phantoms"
+    assert phantom_set.write_phantoms(folder, COUNT, SEED, processes=2, progress=reported.append) == folder
+    paths = {path.name: path for path in folder.rglob("malignant/*.png")}
+    return folder, phantom_set.planted_defects(COUNT, SEED), paths, reported
+
+
+def grey(path):
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def test_number_of_processes_does_not_change_a_byte(tmp_path):
+    one = files(phantom_set.write_phantoms(tmp_path / "one", 12, 7, processes=1))
+    two = files(phantom_set.write_phantoms(tmp_path / "two", 12, 7, processes=2))
+    assert one == two
+    other = files(phantom_set.write_phantoms(tmp_path / "other", 12, 8, processes=1))
+    assert not set(one.values()) & set(other.values())
+
+
+def test_drawing_in_this_process_leaves_opencv_as_it_was(tmp_path):
+    before = cv2.getNumThreads()
+    phantom_set.write_phantoms(tmp_path / "set", 1, processes=1)
+    assert cv2.getNumThreads() == before
+
+
+def test_progress_rises_to_the_number_of_frames(written):
+    reported = written[3]
+    assert reported == sorted(reported) and reported[-1] == COUNT and len(reported) > 5
+
+
+def test_tree_and_names_are_those_of_the_data_set(written):
+    folder, _, paths, _ = written
+    data = folder / "Ultrasound Fetus Dataset" / "Ultrasound Fetus Dataset" / "Data" / "Data"
+    assert all(path.parents[2] == data for path in paths.values())
+    for split in ("train", "validation", "test"):
+        assert {path.name for path in (data / split).iterdir()} == {"malignant", "benign", "normal"}
+    assert all(re.fullmatch(r"\d+_[234]?HC(_Annotation)?\.png", name) for name in paths)
+    for name in ("benign", "normal"):
+        assert len(list(data.rglob(f"{name}/*.png"))) == max(1, COUNT // 40)
+    numbers = sorted({int(name.split("_")[0]) for name in paths})
+    assert numbers == list(range(1, COUNT + 1))
+
+
+def test_image_and_outline_lie_together_unless_planted_apart(written):
+    _, defects, paths, _ = written
+    apart = [
+        name[:-4]
+        for name, path in paths.items()
+        if "_Annotation" not in name
+        and (other := paths.get(f"{name[:-4]}_Annotation.png")) is not None
+        and path.parent != other.parent
+    ]
+    assert sorted(apart) == sorted(defects["split_folders_differ"]) and apart
+
+
+def test_planted_files_are_absent_broken_empty_or_of_another_size(written):
+    _, defects, paths, _ = written
+    images = {name[:-4] for name in paths if "_Annotation" not in name}
+    outlines = {name.removesuffix("_Annotation.png") for name in paths if "_Annotation" in name}
+    assert images - outlines == set(defects["missing_mask"])
+    assert outlines - images == set(defects["orphan_mask"])
+    assert {stem for stem in images if grey(paths[f"{stem}.png"]) is None} == set(defects["unreadable_image"])
+    drawn = {stem: grey(paths[f"{stem}_Annotation.png"]) for stem in outlines}
+    assert {stem for stem in outlines if not drawn[stem].any()} == set(defects["empty_mask"])
+    assert {stem for stem in outlines if drawn[stem].shape != (540, 800)} == set(defects["size_mismatch"])
+    assert drawn[defects["size_mismatch"][0]].shape == (539, 800)
+
+
+def test_only_planted_outlines_are_cut_by_the_frame_and_one_lies_at_its_border(written):
+    _, defects, paths, _ = written
+    cut = set()
+    for name, path in paths.items():
+        outline = grey(path) if "_Annotation" in name else np.zeros((3, 3), np.uint8)
+        if outline[[0, -1]].any() or outline[:, [0, -1]].any():
+            cut.add(name.removesuffix("_Annotation.png"))
+    assert cut == set(defects["open_outline"]) | set(defects["near_border"])
+    for stem in defects["near_border"]:
+        points = np.argwhere(grey(paths[f"{stem}_Annotation.png"]))[:, ::-1]
+        moments = cv2.moments(cv2.convexHull(points.astype(np.int32)))
+        assert moments["m01"] / moments["m00"] > 0.95 * HEIGHT
+
+
+def test_without_defects_every_pair_is_whole(tmp_path):
+    folder = phantom_set.write_phantoms(tmp_path / "set", 40, defects=False, processes=2)
+    paths = {path.name: path for path in folder.rglob("malignant/*.png")}
+    assert len(paths) == 80
+    for name, path in paths.items():
+        if "_Annotation" in name:
+            assert path.with_name(name.replace("_Annotation", "")).exists()
+            outline = grey(path)
+            assert outline.shape == (540, 800) and outline.any() and not outline[[0, -1]].any()
+
+
+def groups(stems):
+    """Examinations by the rule of rising suffixes; a number for each stem."""
+    found, last, group = {}, -1, -1
+    for stem in sorted(stems, key=lambda stem: int(stem.split("_")[0])):
+        rank = RANK[stem.split("_")[1]]
+        group += rank <= last or group < 0
+        found[stem], last = group, rank
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 300), seed=st.integers(0, 2**40))
+def test_names_give_the_examinations_even_without_defective_frames(count, seed):
+    entries = phantom_set.set_entries(count, seed)
+    truth = {entry.stem: entry.examination for entry in entries}
+    assert len(truth) == count and groups(truth) == truth
+    defects = phantom_set.planted_defects(count, seed)
+    planted = [stem for stems in defects.values() for stem in stems]
+    assert len(planted) == len(set(planted)) and set(planted) <= set(truth)
+    left = {stem: group for stem, group in truth.items() if stem not in planted}
+    found = groups(left)
+    assert len(set(found.values())) == len(set(left.values())) == len({(found[s], left[s]) for s in left})
+
+
+def test_defects_depend_on_the_size_of_the_set():
+    full = phantom_set.planted_defects(160, 0)
+    assert {kind: len(stems) for kind, stems in full.items()} == phantom_set.DEFECTS
+    assert not any(phantom_set.planted_defects(11, 0).values())
+    assert sum(map(len, phantom_set.planted_defects(12, 0).values())) == 3
+    assert all(phantom_set.planted_defects(40, 0).values())
+    assert phantom_set.planted_defects(160, 0) == full != phantom_set.planted_defects(160, 1)
+
+
+def test_splits_have_the_data_sets_shares_and_leak_examinations():
+    entries = phantom_set.set_entries(1000, 0)
+    splits = [entry.split for entry in entries]
+    assert [splits.count(name) for name in phantom_set.SPLITS] == [730, 120, 150]
+    homes = {}
+    for entry in entries:
+        homes.setdefault(entry.examination, set()).add(entry.split)
+    assert sum(len(home) > 1 for home in homes.values()) > 30
+
+
+def test_a_stopped_run_leaves_nothing_behind(tmp_path):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        phantom_set.write_phantoms(tmp_path / "set", 3, processes=1, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_used(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    phantom_set.write_phantoms(folder, 1, processes=1)
+    before = files(folder)
+    with pytest.raises(FetalsegError, match="delete it"):
+        phantom_set.write_phantoms(folder, 1, processes=1)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (2.5, 0), (1, -1), (1, "a")])
+def test_bad_arguments_are_refused_in_one_sentence(tmp_path, count, seed):
+    with pytest.raises(FetalsegError, match=r"^(count|seed) is "):
+        phantom_set.write_phantoms(tmp_path / "set", count, seed)
+    assert not list(tmp_path.iterdir())
