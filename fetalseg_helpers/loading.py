@@ -314,7 +314,7 @@ def load_pairs(root):
     return pairs
 
 
-def write_manifest(run_dir, data="phantom", seed=0, phantoms=160, split_by="examination"):
+def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination"):
     """Find, pair and split the data; write `manifest.csv` and, beside it, `data.json` that says from what.
 
     Returns

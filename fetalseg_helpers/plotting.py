@@ -282,11 +282,13 @@ def show_maps(maps, titles, labels, columns=3, cmap="gray", suptitle=None):
     """
     columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
-    figure, axes = new_figure(rows, columns, height=0.3 + rows * 2.1, squeeze=False)
+    figure, axes = new_figure(rows, columns, height=0.4 + rows * 2.7, squeeze=False, sharey=True)
     for axis, values, title, label in zip(axes.flat, maps, titles, labels, strict=True):
         picture = axis.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest")
-        axis.set(title=title, xlabel="beam", ylabel="sample in depth")
-        figure.colorbar(picture, ax=axis, label=label)
+        axis.set(title=title, xlabel="beam")
+        figure.colorbar(picture, ax=axis, label=label, location="bottom", aspect=30)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("sample in depth")
     if suptitle:
         figure.suptitle(suptitle)
     return figure

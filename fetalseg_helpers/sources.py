@@ -48,7 +48,7 @@ def data_folder(name):
     return project_root() / "data" / name
 
 
-def find_data(data, run_dir, phantoms=160):
+def find_data(data, run_dir, phantoms=400):
     """Folder of the data set that the parameter `data` names; phantoms are made if they are not there yet.
 
     Parameters
@@ -74,7 +74,7 @@ def find_data(data, run_dir, phantoms=160):
     folder = data_folder(data) if data in DOWNLOADS else project_root() / Path(data).expanduser()
     if not folder.is_dir():
         remedy = f"run: python -m fetalseg_helpers fetch {data}" if data in DOWNLOADS else "check the path"
-        raise FetalsegError(f"{folder} is not a folder: {remedy}, or use data = 'phantom'.")
+        raise FetalsegError(f"{shown(folder)} is not a folder: {remedy}, or use data = 'phantom'.")
     return folder
 
 

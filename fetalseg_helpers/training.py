@@ -36,7 +36,7 @@ class Settings:
     depth: int = 4
     normalisation: str = "batch"  # 'none' or 'batch'
     epochs: int = 35
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 4e-3  # the highest of the one-cycle schedule, or the constant one
     schedule: str = "one-cycle"  # 'one-cycle' or 'constant'
     weight_decay: float = 1e-5

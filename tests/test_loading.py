@@ -525,7 +525,7 @@ def test_a_data_folder_that_is_gone_is_an_error_that_names_it(tmp_path, small):
 def test_what_is_not_asked_stays_as_it_was(tmp_path, small):
     """A new seed alone must not put phantoms in the place of somebody's data."""
     loading.ensure_manifest(tmp_path / "run", data=str(small), seed=1, split_by="image")
-    write_pairs(tmp_path / "run" / "phantom_160", [f"{number}_HC" for number in range(1, 21)])
+    write_pairs(tmp_path / "run" / "phantom_400", [f"{number}_HC" for number in range(1, 21)])
     manifest = loading.ensure_manifest(tmp_path / "run", seed=2)
     assert all(path.parent == small for path in manifest.image_path)
     assert '"image"' in (tmp_path / "run" / "data.json").read_text()
@@ -533,14 +533,14 @@ def test_what_is_not_asked_stays_as_it_was(tmp_path, small):
 
 def test_a_data_folder_that_is_gone_is_not_replaced_by_phantoms(tmp_path, small):
     loading.ensure_manifest(tmp_path / "run", data=str(small), seed=1)
-    write_pairs(tmp_path / "run" / "phantom_160", [f"{number}_HC" for number in range(1, 21)])
+    write_pairs(tmp_path / "run" / "phantom_400", [f"{number}_HC" for number in range(1, 21)])
     shutil.rmtree(small)
     with pytest.raises(FetalsegError, match="kleine Dätä is not a folder"):
         loading.ensure_manifest(tmp_path / "run")
 
 
 def test_a_manifest_that_lost_the_record_of_its_making_is_made_anew(tmp_path, small):
-    write_pairs(tmp_path / "run" / "phantom_160", ["1_HC", "2_HC", "3_HC"])
+    write_pairs(tmp_path / "run" / "phantom_400", ["1_HC", "2_HC", "3_HC"])
     for asked, count in (({"data": str(small)}, 10), ({}, 3)):
         loading.ensure_manifest(tmp_path / "run", data=str(small))
         (tmp_path / "run" / "data.json").unlink()

@@ -545,6 +545,31 @@ def test_resuming_with_other_settings_is_refused(run_dir):
     assert_one_sentence(error, "last.pt", "resume")
 
 
+def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(run_dir, uninterrupted):
+    network, _ = training.load_network(uninterrupted / "checkpoint.pt")
+    trainer = training.Trainer(
+        run_dir, replace(SMALL, epochs=1, learning_rate=1e-3), start=uninterrupted / "checkpoint.pt"
+    )
+    assert same(dict(trainer.network.state_dict()), dict(network.state_dict()))
+    assert trainer.history == []
+    trainer.run_epoch()
+    assert not same(dict(trainer.network.state_dict()), dict(network.state_dict()))
+    assert not same(dict(training.Trainer(run_dir, SMALL).network.state_dict()), dict(network.state_dict()))
+
+
+def test_fine_tuning_another_network_is_refused(run_dir, uninterrupted):
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, replace(SMALL, base_channels=6), start=uninterrupted / "checkpoint.pt")
+    assert_one_sentence(error, "checkpoint.pt", "base_channels")
+
+
+def test_a_resumed_fine_tuning_goes_on_where_it_stopped(run_dir, uninterrupted):
+    start = uninterrupted / "checkpoint.pt"
+    training.Trainer(run_dir, SMALL, start=start).run_epoch()
+    resumed = training.Trainer(run_dir, SMALL, resume=True, start=start)
+    assert same(dict(resumed.network.state_dict()), load(run_dir / "last.pt")["network"]) and len(resumed.history) == 1
+
+
 def test_a_checkpoint_is_trained_once_and_again_only_when_the_data_changed(run_dir, capsys):
     chosen = replace(SMALL, epochs=1)
     training.ensure_checkpoint(run_dir, chosen)
