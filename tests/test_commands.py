@@ -211,6 +211,16 @@ def test_train_resumes_where_it_stopped(tmp_path):
     pd.testing.assert_frame_equal(*histories)
 
 
+def test_train_fine_tunes_a_checkpoint_on_other_data(finished, whole_set, tmp_path):
+    folder, _ = finished
+    given = parameters({name: value for name, value in QUICK.items() if name != "phantoms"} | {"epochs": 1})
+    command = ("train", "--data", whole_set, "--run-dir", tmp_path / "tuned", "--start")
+    result = call(*command, folder / "checkpoint.pt", *given)
+    assert result.returncode == 0 and "best validation Dice" in result.stdout, result.stderr
+    result = call(*command, folder / "checkpoint.pt", *given, "-p", "base_channels", "5")
+    assert result.returncode == 1 and is_one_sentence(result.stderr) and "another network" in result.stderr
+
+
 def test_a_failing_notebook_is_kept_and_the_run_says_where(tmp_path):
     """One of five pairs has something drawn, so that training works and validation has no image."""
     for number in range(1, 6):
