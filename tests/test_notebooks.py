@@ -112,7 +112,7 @@ def test_every_figure_of_the_notebook_on_phantoms_says_phantom():
     path = next(path for path in LESSONS if path.stem == "07_phantoms")
     drawing = [cell.source for cell in code_cells(read(path)) if "plotting.show_" in cell.source]
     assert len(drawing) > 10
-    assert all("phantom" in source.replace("phantom.", "").replace("phantom_set.", "") for source in drawing)
+    assert all("phantom" in re.sub(r"phantom(_set)?\.", "", source).lower() for source in drawing)
 
 
 def test_the_course_is_the_first_six_notebooks():
