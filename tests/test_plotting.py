@@ -51,6 +51,7 @@ def pictures(count, **options):
 
 
 PROBABILITY = np.random.default_rng(1).random((54, 80))
+TRANSFER = pd.DataFrame({"pairs": [0, 16, 64], "a": [np.nan, 0.9, 0.95], "b": [0.8, 0.95, 0.96]})
 CASES = {
     "show_images one": lambda: pictures(1),
     "show_images six": lambda: pictures(6, pixels=True),
@@ -75,6 +76,11 @@ CASES = {
     "show_heat_map": lambda: plotting.show_heat_map(image(), PROBABILITY, ellipse(), 0.5, f"{ID}: Dice 0.912"),
     "show_score_spread": lambda: plotting.show_score_spread([0.9, 0.8, 0.95], (0.85, 0.93), f"Dice of each test {ID}"),
     "show_pipeline": lambda: plotting.show_pipeline(image(), ellipse(), PROBABILITY, ellipse(), ID),
+    "show_maps three": lambda: plotting.show_maps([PROBABILITY] * 3, ["a", "b", ID], ["dB"] * 3, suptitle="phantom"),
+    "show_maps one": lambda: plotting.show_maps([PROBABILITY], [ID], ["dB/cm/MHz"]),
+    "show_transfer": lambda: plotting.show_transfer(
+        TRANSFER, "pairs", {"a": "from nothing", "b": "tuned"}, "pairs", ID
+    ),
     "new_figure": lambda: plotting.new_figure(2, 2, height=99)[0],
 }
 
