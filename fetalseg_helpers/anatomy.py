@@ -15,12 +15,20 @@ TISSUE_DB = -3.0  # level of maternal tissue, to which all other levels relate
 FLUID_ATTENUATION = 0.005  # dB/cm/MHz, of amniotic fluid
 
 
-def ellipse_distance(ellipse, x, y):
-    """Distance (px, first order) of points from an ellipse, negative inside, and the outward unit normal (x, y)."""
+def ellipse_coordinates(ellipse, x, y):
+    """Coordinates of points along the two axes of an ellipse: u, v with u² + v² = 1 on it."""
     centre_x, centre_y, a, b, degrees = (np.float32(value) for value in ellipse)
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     u = ((x - centre_x) * cosine + (y - centre_y) * sine) / a
     v = ((y - centre_y) * cosine - (x - centre_x) * sine) / b
+    return u, v
+
+
+def ellipse_distance(ellipse, x, y):
+    """Distance (px, first order) of points from an ellipse, negative inside, and the outward unit normal (x, y)."""
+    a, b, degrees = (np.float32(value) for value in ellipse[2:])
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    u, v = ellipse_coordinates(ellipse, x, y)
     level = np.sqrt(u**2 + v**2) + np.float32(1e-6)
     slope = np.sqrt((u / a) ** 2 + (v / b) ** 2) + np.float32(1e-9)
     normal = (u / a * cosine - v / b * sine) / slope, (u / a * sine + v / b * cosine) / slope
@@ -50,8 +58,12 @@ class Scene:
         return cv2.resize(coarse, (BEAMS, SAMPLES), interpolation=cv2.INTER_CUBIC)
 
     def facing(self, normal):
-        """How squarely the beam hits a surface: 1 along its normal, 0 along the surface."""
-        return np.abs(normal[0] * self.beam[0] + normal[1] * self.beam[1]) ** np.float32(self.values["mirror_power"])
+        """How much of a mirror's echo comes back: 1 where the beam hits it squarely, 0 where it runs along it."""
+        return self.cosine(normal) ** np.float32(self.values["mirror_power"])
+
+    def cosine(self, normal):
+        """Of the angle between the beam and a surface's normal, 0 to 1."""
+        return np.abs(normal[0] * self.beam[0] + normal[1] * self.beam[1])
 
     def fill(self, region, echo, attenuation=None):
         """Lay tissue where `region` is true; without an `attenuation` the old one stays."""
@@ -121,21 +133,25 @@ def _cavity(scene):
     scene.fill((distance < 0) & below, haze, FLUID_ATTENUATION)
 
 
-def _place_beside(scene, size, gap):
-    """Centre of something of half-width `size` (px) beside the head, at any bearing, `gap` px from it."""
-    x, y, a, b, degrees = scene.ellipse
-    bearing = scene.rng.uniform(0, 2 * np.pi)
+def _part_beside(scene, sizes, gaps, ratios):
+    """Ellipse of a part of the fetus beside the head, at any bearing and angle.
+
+    `sizes` and `gaps` are ranges of its long semi-axis and its distance over the head's, `ratios` of short over long.
+    """
+    rng, (x, y, a, b, degrees) = scene.rng, scene.ellipse
+    size, gap = a * rng.uniform(*sizes), a * rng.uniform(*gaps)
+    bearing = rng.uniform(0, 2 * np.pi)
     turn = bearing - np.radians(degrees)
     reach = a * b / np.hypot(b * np.cos(turn), a * np.sin(turn)) + size + gap
-    return x + reach * np.cos(bearing), y + reach * np.sin(bearing)
+    place = x + reach * np.cos(bearing), y + reach * np.sin(bearing)
+    return (*place, size, size * rng.uniform(*ratios), rng.uniform(0, 180))
 
 
 def _limb(scene):
     """A hand, an arm or a leg: a soft part with a bright bone in it, which throws a shadow."""
-    rng, a = scene.rng, scene.ellipse[2]
-    size = a * rng.uniform(0.10, 0.42)
-    part = (*_place_beside(scene, size, rng.uniform(-0.1, 0.3) * a), size, size * rng.uniform(0.35, 0.9))
-    part = (*part, rng.uniform(0, 180))
+    rng = scene.rng
+    part = _part_beside(scene, sizes=(0.10, 0.42), gaps=(-0.1, 0.3), ratios=(0.35, 0.9))
+    size = part[2]
     distance, _ = ellipse_distance(part, scene.x, scene.y)
     inside = distance < 0.15 * size * scene.noise(12, 12)
     scene.fill(inside, TISSUE_DB + rng.uniform(-6, 6) + 3.5 * scene.noise(30, 20), scene.values["attenuation"])
@@ -152,10 +168,9 @@ def _limb(scene):
 
 def _trunk(scene):
     """The body, cut across beside the head: a round thing with a bright rim that is no head."""
-    rng, a = scene.rng, scene.ellipse[2]
-    size = a * rng.uniform(0.6, 1.2)
-    part = (*_place_beside(scene, size, rng.uniform(-0.15, 0.2) * a), size, size * rng.uniform(0.6, 0.95))
-    part = (*part, rng.uniform(0, 180))
+    rng = scene.rng
+    part = _part_beside(scene, sizes=(0.6, 1.2), gaps=(-0.15, 0.2), ratios=(0.6, 0.95))
+    size = part[2]
     distance, normal = ellipse_distance(part, scene.x, scene.y)
     distance = distance + 0.06 * size * scene.noise(8, 8)
     scene.fill(distance < 0, TISSUE_DB + rng.uniform(-9, 4) + 3.0 * scene.noise(24, 20), scene.values["attenuation"])
@@ -168,11 +183,9 @@ def _trunk(scene):
 def _head(scene):
     """Scalp, skull and brain."""
     values, rng, ellipse = scene.values, scene.rng, scene.ellipse
-    _, _, a, b, degrees = ellipse
+    a, turn = ellipse[2], np.radians(np.float32(ellipse[4]))
     distance, normal = ellipse_distance(ellipse, scene.x, scene.y)
-    turn = np.radians(np.float32(degrees))
-    u = ((scene.x - ellipse[0]) * np.cos(turn) + (scene.y - ellipse[1]) * np.sin(turn)) / np.float32(a)
-    v = ((scene.y - ellipse[1]) * np.cos(turn) - (scene.x - ellipse[0]) * np.sin(turn)) / np.float32(b)
+    u, v = ellipse_coordinates(ellipse, scene.x, scene.y)
     bearing = np.arctan2(v, u)
     uneven = _around(rng, bearing, 9)
     distance = distance + np.float32(values["inset"] * a)  # of the bone from here on
@@ -195,13 +208,13 @@ def _head(scene):
         bone = bone * (1 - np.float32(rng.uniform(0.5, 1)) * np.exp(-((off / width) ** 2)))
     patchy = np.clip(1 + 0.4 * _around(rng, bearing, 12) + 0.3 * scene.noise(24, 30), 0.15, 2.2)
     scene.echo = np.maximum(scene.echo, values["wall_echo"] + 20 * np.log10(bone * patchy + np.float32(1e-3)))
-    shine = bone * patchy * scene.facing(normal) * amplitude(values["wall_mirror"])
-    scene.mirror += shine
+    facing = scene.facing(normal)
+    scene.mirror += bone * patchy * facing * amplitude(values["wall_mirror"])
     if values["double_line"]:
         inner = np.exp(-(((distance + wall * np.float32(rng.uniform(1.5, 2.4))) / (0.35 * wall)) ** 2))
-        inner = inner * np.clip(_around(rng, bearing, 8), 0, 1.5) * scene.facing(normal)
+        inner = inner * np.clip(_around(rng, bearing, 8), 0, 1.5) * facing
         scene.mirror += inner * amplitude(values["wall_mirror"] - rng.uniform(5, 12))
-    grazing = 1 - np.abs(normal[0] * scene.beam[0] + normal[1] * scene.beam[1])  # less is let through
+    grazing = 1 - scene.cosine(normal)  # less is let through
     scene.attenuation += bone * np.float32(values["bone_attenuation"]) * (1 + 0.5 * grazing)
 
 

@@ -23,9 +23,9 @@ from fetalseg_helpers.ultrasound import (
     level_along_beam,
     loss_per_pixel,
     point_spread,
-    polar_grid,
     pulse_sigma,
     reverberate,
+    sample_depths,
     scan_convert,
     scatterers,
 )
@@ -318,13 +318,13 @@ def echoes(rng, examination, scene):
     steady = (amplitude(scene.echo) * heard) ** 2
     mirror = scene.mirror * heard
     haze = reverberate(steady + mirror**2, values["clutter_length"] / step) * amplitude(2 * values["clutter"])
-    twice = cv2.resize(scene.mirror[: SAMPLES // 2], (BEAMS, SAMPLES)) * amplitude(values["ghost"])
-    noise_db = values["noise"] + time_gain * polar_grid(sector)[0]
-    strength = np.sqrt(steady + haze)
+    twice = cv2.resize(scene.mirror[: SAMPLES // 2], (BEAMS, SAMPLES)) * amplitude(values["ghost"]) * heard
+    noise_db = np.broadcast_to(values["noise"] + time_gain * sample_depths(sector), level.shape)
+    strength, unit_db = np.sqrt(steady + haze), np.zeros_like(level)
     magnitude, looks = np.float32(0), int(values["looks"])
     for _ in range(looks):
-        field = point_spread(scatterers(rng, 0 * level) * strength + mirror + twice * heard, axial, lateral)
-        magnitude = magnitude + envelope(field + scatterers(rng, np.broadcast_to(noise_db, level.shape))) / looks
+        field = point_spread(scatterers(rng, unit_db) * strength + mirror + twice, axial, lateral)
+        magnitude = magnitude + envelope(field + scatterers(rng, noise_db)) / looks
     return compress(magnitude, values["gain"], values["dynamic_range"]) ** np.float32(values["grey_power"])
 
 

@@ -28,9 +28,14 @@ class Sector:
     half_angle: float
 
 
+def sample_depths(sector):
+    """Depth of each sample below the probe, px; float32, shape (samples, 1)."""
+    return (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(sector.depth / SAMPLES)
+
+
 def polar_grid(sector):
     """Where the samples lie: depth (samples, 1), angle (1, beams), x and y (samples, beams); float32, px, radians."""
-    depth = (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(sector.depth / SAMPLES)
+    depth = sample_depths(sector)
     angle = (np.arange(BEAMS, dtype=np.float32)[None] + 0.5) * np.float32(2 / BEAMS) - 1
     angle = angle * np.float32(sector.half_angle)
     x = np.float32(sector.apex_x) + (sector.radius + depth) * np.sin(angle)
@@ -109,9 +114,8 @@ def level_along_beam(loss, sector, time_gain):
     -------
     float32 array, shape (samples, beams)
     """
-    step = sector.depth / SAMPLES
-    depth = (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(step)
-    return np.float32(time_gain) * depth - (np.cumsum(loss, axis=0, dtype=np.float32) - loss / 2) * np.float32(step)
+    summed = (np.cumsum(loss, axis=0, dtype=np.float32) - loss / 2) * np.float32(sector.depth / SAMPLES)
+    return np.float32(time_gain) * sample_depths(sector) - summed
 
 
 def reverberate(power, length):
