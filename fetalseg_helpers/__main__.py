@@ -1,7 +1,6 @@
 """The command line: python -m fetalseg_helpers --help."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -129,22 +128,57 @@ def verify(folder):
 @parameter_option
 def train(data, preset, run_dir, resume, start, parameters):
     """Train without notebooks, a line per epoch."""
-    from fetalseg_helpers import notebooks, training, unet, verification
+    from fetalseg_helpers import checkpoints, notebooks, parallel, training, unet, verification
 
     folder = run_folder(Path(run_dir).resolve() if run_dir else f"runs/{preset or 'quick'}")
     values = notebooks.read_preset(preset or "quick") | {"data": "phantom"} | read_json(folder / "data.json")
     if resume and (folder / "last.pt").exists():
-        state = training.load_checkpoint(folder / "last.pt")
+        state = checkpoints.load_checkpoint(folder / "last.pt")
         values |= state["settings"] | {key: state["canvas"][key] for key in CANVAS_KEYS}
     values |= notebooks.parse_parameters(parameters)
     unet.check_divisible(values["height"], values["width"], values["depth"])
     if data:
         values["data"] = named(data)
-    verification.ensure_verified(folder, **{key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values})
-    names = {field.name for field in fields(training.Settings)}
-    settings = training.Settings(**{key: value for key, value in values.items() if key in names})
-    history = training.train(folder, settings, resume, start, report=click.echo)
-    click.echo(f"best validation Dice {history.valid_dice.max():.4f}, kept in {shown(folder / 'checkpoint.pt')}.")
+    with parallel.joined():
+        with parallel.first_alone():
+            known = {key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values}
+            verification.ensure_verified(folder, **known)
+        history = training.train(folder, training.Settings.of(values), resume, start, report=click.echo)
+        if parallel.rank() == 0:
+            best = history.valid_dice.max()
+            click.echo(f"best validation Dice {best:.4f}, kept in {shown(folder / 'checkpoint.pt')}.")
+
+
+@cli.command()
+@click.argument("grid", type=click.Path(path_type=Path))
+@click.option("--jobs", default=1, show_default=True, help="How many run at the same time; -1: one per core.")
+@click.option("--out", metavar="DIR", help="Folder of all runs; runs/<name of the grid> by default.")
+@click.option("--dask", metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work instead.")
+def sweep(grid, jobs, out, dask):
+    """Train and evaluate (notebooks 05 and 06) for every combination of a grid, and compare them.
+
+    GRID is a YAML file: a value, or a list of values to try, for each parameter. Run it again after a stop: what is
+    complete is kept, the rest goes on.
+    """
+    import joblib
+
+    from fetalseg_helpers import plotting, sweep
+
+    folder = run_folder(Path(out).resolve() if out else f"runs/{grid.stem}")
+    if dask:
+        from dask.distributed import Client
+
+        Client(dask)  # becomes the client that joblib's backend finds
+    with joblib.parallel_config(backend="dask" if dask else "loky"):
+        table, varied = sweep.sweep(grid, folder, jobs, report=click.echo)
+    failed = int((table.problem != "").sum())
+    if failed < len(table):
+        plotting.save(plotting.show_sweep(table, varied), folder / "sweep.png")
+        click.echo(table.drop(columns="problem").round(4).to_string(index=False))
+    click.echo(
+        f"{len(table) - failed} of {len(table)} runs complete; table and figure: {shown(folder)}/sweep.csv, .png"
+    )
+    sys.exit(1 if failed else 0)
 
 
 @cli.command()
@@ -153,14 +187,17 @@ def train(data, preset, run_dir, resume, start, parameters):
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--threshold", default=0.5, show_default=True, type=click.FloatRange(0.01, 0.99))
 @click.option("--flip", is_flag=True, help="Average over the image and its mirror; twice the time.")
-def predict(images, checkpoint, out, threshold, flip):
+@click.option("--ellipse", is_flag=True, help="Replace each mask by the ellipse fitted to its border.")
+def predict(images, checkpoint, out, threshold, flip, ellipse):
     """Predict a mask for an image or every image of a folder."""
-    from fetalseg_helpers import evaluation, training
+    from fetalseg_helpers import checkpoints, evaluation
 
     if not images.exists():
         raise FetalsegError(f"{images} is not there: give an image or a folder of images.")
-    network, state = training.load_network(checkpoint)
-    written, problems = evaluation.predict_folder(network, state["canvas"], images, out, threshold, flip=flip)
+    network, state = checkpoints.load_network(checkpoint)
+    written, problems = evaluation.predict_folder(
+        network, state["canvas"], images, out, threshold, flip=flip, ellipse=ellipse
+    )
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"{written} predictions lie in {out}.")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -88,10 +89,47 @@ def largest_component(mask):
     return (labels == sizes.argmax() + 1).astype(np.uint8)
 
 
-def cut(probability, threshold=0.5, keep_largest=True):
-    """Cut a probability map at a threshold, and keep the largest component if asked; uint8, 0 and 1."""
+def fit_ellipse(mask, least_overlap=0.8):
+    """Replace a region by the ellipse that fits its border best, in the sense of least squares.
+
+    Outlines of heads are drawn as ellipses, so this smooths away what the network is unsure of along the border.
+    Where the frame cuts the region off, its edge is no border and does not count; the ellipse is cut off there too.
+
+    Parameters
+    ----------
+    mask : array of {0, 1}, shape (height, width)
+        With one region, as `largest_component` leaves it.
+    least_overlap : float
+        Dice of the ellipse with the mask below which the mask is kept: it is no ellipse.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, same shape
+    """
+    mask = (np.asarray(mask) > 0).astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    height, width = mask.shape
+    border = np.concatenate([contour[:, 0] for contour in contours] or [np.zeros((0, 2), np.int32)])  # (points, x y)
+    inner = ((border > 0) & (border < (width - 1, height - 1))).all(axis=1)
+    if inner.sum() < 5:  # an ellipse has five degrees of freedom
+        return mask
+    (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
+    if not np.isfinite([x, y, *diameters]).all():
+        return mask
+    turn = np.deg2rad(angle)
+    across, down = np.meshgrid(np.arange(width) - x, np.arange(height) - y)
+    u = (across * np.cos(turn) + down * np.sin(turn)) / (diameters[0] / 2 + 0.5)  # pixels reach half beyond centres
+    v = (down * np.cos(turn) - across * np.sin(turn)) / (diameters[1] / 2 + 0.5)
+    ellipse = (u * u + v * v <= 1).astype(np.uint8)
+    return ellipse if dice_score(ellipse, mask) >= least_overlap else mask
+
+
+def cut(probability, threshold=0.5, keep_largest=True, ellipse=False):
+    """Cut a probability map at a threshold; keep the largest component, or its ellipse, if asked; uint8, 0 and 1."""
     mask = (np.asarray(probability) >= threshold).astype(np.uint8)
-    return largest_component(mask) if keep_largest else mask
+    if keep_largest:
+        mask = largest_component(mask)
+    return fit_ellipse(mask) if ellipse else mask
 
 
 @torch.inference_mode()
@@ -147,7 +185,7 @@ def usable_pairs(run_dir, split="test"):
     return manifest[manifest.image_id.isin(preprocessing.usable(run_dir, split).image_id)]
 
 
-def score_pairs(network, pairs, settings, threshold=0.5, keep_largest=True, flip=False, save_to=None):
+def score_pairs(network, pairs, settings, threshold=0.5, keep_largest=True, flip=False, ellipse=False, save_to=None):
     """Predict, cut and score every pair at its own size, one at a time.
 
     Parameters
@@ -165,7 +203,7 @@ def score_pairs(network, pairs, settings, threshold=0.5, keep_largest=True, flip
     rows = []
     for pair in pairs.itertuples():
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest)
+        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest, ellipse)
         if save_to is not None:
             write_png(Path(save_to) / f"{pair.image_id}_pred.png", prediction * np.uint8(255))
         scores = dice_score(prediction, truth), iou_score(prediction, truth)
@@ -229,7 +267,7 @@ def write_metrics(run_dir, scores, summary):
     write_json(folder / "metrics.json", json.loads(json.dumps(summary)))
 
 
-def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=True, flip=False):
+def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=True, flip=False, ellipse=False):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
     Files named `*_Annotation.png` are skipped. An image that cannot be read is reported and the rest goes on.
@@ -266,6 +304,6 @@ def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=T
         except FetalsegError as error:
             problems.append(str(error))
             continue
-        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest)
+        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest, ellipse)
         write_png(out / f"{path.stem}_pred.png", prediction * np.uint8(255))
     return len(paths) - len(problems), problems

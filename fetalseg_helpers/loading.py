@@ -281,8 +281,10 @@ def read_grey(path):
 
 def fingerprint(path):
     """SHA-256 of a file's content, as 64 hexadecimal digits; '' for a missing file."""
-    path = Path(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    if not Path(path).exists():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(run_dir):

@@ -56,7 +56,7 @@ def find_data(data, run_dir, phantoms=400):
     data : str
         'phantom', 'kaggle', 'hc18', or a folder (absolute, or relative to the project root).
     run_dir : str or Path
-        Phantoms lie in its folder `phantom_<count>`.
+        Phantoms lie in its folder `phantom_<count>`, or beside it, where several runs share them.
     phantoms : int
         Number of phantom frames.
 
@@ -67,6 +67,8 @@ def find_data(data, run_dir, phantoms=400):
     """
     if data == "phantom":
         folder = run_folder(run_dir) / f"phantom_{phantoms}"
+        if (run_folder(run_dir).parent / folder.name).exists():
+            return run_folder(run_dir).parent / folder.name
         if not folder.exists():
             print(f"{phantoms} phantom frames are being made in {shown(folder)}.")
             phantom_set.write_phantoms(folder, count=phantoms, seed=0)

@@ -1,18 +1,16 @@
-"""The loss, the loop, and checkpoints that are whole or absent."""
+"""The loss, the loop, and a training that can be stopped at any moment and go on to the bit."""
 
-import hashlib
 import time
-import zipfile
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
-from fetalseg_helpers import evaluation, preprocessing, unet
+from fetalseg_helpers import checkpoints, evaluation, loading, parallel, preprocessing, unet
 from fetalseg_helpers.workspace import (
     FetalsegError,
     choose_device,
@@ -21,10 +19,8 @@ from fetalseg_helpers.workspace import (
     seed_everything,
     shown,
     write_table,
-    written_whole,
 )
 
-FORMAT = 1
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
 
 
@@ -46,6 +42,11 @@ class Settings:
     augmented: bool = True
     patience: int = 15  # epochs without a better validation Dice before stopping
     seed: int = 0
+
+    @classmethod
+    def of(cls, values):
+        """The settings among the values of a preset or of a command line; the rest is for others."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def dice_loss(logits, truth, smooth=1.0):
@@ -101,7 +102,7 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
     """
     network.train()
     device = next(network.parameters()).device
-    total = 0.0
+    total = torch.zeros((), device=device)  # read once at the end: reading it makes a GPU wait
     for images, masks in loader:
         images, masks = images.to(device), masks.to(device)  # (batch, 1, height, width)
         with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
@@ -112,8 +113,8 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
         torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)
         optimiser.step()
         scheduler.step()
-        total += loss.item() * len(images)
-    return total / len(loader.dataset)
+        total += loss.detach() * len(images)
+    return total.item() / len(loader.sampler)
 
 
 @torch.inference_mode()
@@ -139,12 +140,6 @@ def bfloat16_pays(device):
     return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def make_network(settings, device=None):
-    """The U-Net that the settings describe, its weights in the channels-last layout that convolutions like best."""
-    network = unet.UNet(settings.base_channels, settings.depth, settings.normalisation)
-    return network.to(device or choose_device(), memory_format=torch.channels_last)
-
-
 class Trainer:
     """One training in a run folder: its data, network, optimiser and history.
 
@@ -161,35 +156,41 @@ class Trainer:
     Raises
     ------
     FetalsegError
-        If a split is empty, the canvas does not divide by 2^depth, `last.pt` was made with other settings, or the
-        weights of `start` are of another network.
+        If a split is empty or smaller than a batch, the canvas does not divide by 2^depth, `last.pt` was made with
+        other settings or data, or the weights of `start` are of another network.
     """
 
     def __init__(self, run_dir, settings, resume=False, start=None):
-        seed_everything(settings.seed)
-        self.folder, self.settings, self.device = run_folder(run_dir), settings, choose_device()
-        for leftover in self.folder.glob(".unfinished-*.pt"):  # of a training that was killed while saving
-            leftover.unlink()
+        self.folder, self.settings, self.start, self.device = run_folder(run_dir), settings, start, choose_device()
         self.canvas = read_json(self.folder / "prepared" / "settings.json")
         if not self.canvas:
             raise FetalsegError(f"{shown(self.folder / 'prepared')} is not complete: run notebook 02 first.")
         unet.check_divisible(self.canvas["height"], self.canvas["width"], settings.depth)
         self.train_set = preprocessing.PreparedDataset(run_dir, "train", settings.augmented, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, "valid")
-        self.network = make_network(settings, self.device)
-        if start is not None:
-            begin_with(self.network, start)
-        self.reduced = bfloat16_pays(self.device)
+        check_batches(len(self.train_set), settings, self.canvas)
         weight = self.positive_weight() if settings.foreground_weighting else None
         self.loss_function = lambda logits, truth: combined_loss(logits, truth, settings.bce_weight, weight)
+        self.reduced = bfloat16_pays(self.device)
+        self.belongs_to = self.identity()
+        self.begin(resume)
+
+    def begin(self, resume):
+        """Set up network, optimiser and history: those of `last.pt`, or new ones."""
+        settings = self.settings
+        seed_everything(settings.seed)
+        self.network = unet.make_network(settings.base_channels, settings.depth, settings.normalisation, self.device)
+        resume = resume and (self.folder / "last.pt").exists()
+        if self.start is not None and not resume:
+            checkpoints.begin_with(self.network, self.start)
+        self.shared = parallel.share(self.network)
         self.optimiser = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        batches = -(-len(self.train_set) // settings.batch_size)
-        self.scheduler = make_scheduler(self.optimiser, settings, batches)
-        self.history, self.best = [], -1.0
-        if resume and (self.folder / "last.pt").exists():
-            self.load_state(load_checkpoint(self.folder / "last.pt"))
+        self.scheduler = make_scheduler(self.optimiser, settings, -(-len(self.train_set) // settings.batch_size))
+        self.history, self.best, self.midway = [], -1.0, False
+        if resume:
+            self.load_state(checkpoints.load_checkpoint(self.folder / "last.pt"))
 
     def positive_weight(self):
         """Background pixels for each tumor pixel, over the training masks."""
@@ -199,25 +200,41 @@ class Trainer:
     def run_epoch(self):
         """Train and validate once; return the row of the history."""
         epoch, started = len(self.history) + 1, time.perf_counter()
+        self.midway = True
         self.train_set.epoch = epoch
-        order = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)  # resumable: known from the epoch
-        loader = DataLoader(self.train_set, self.settings.batch_size, shuffle=True, generator=order)
+        place = {"num_replicas": parallel.count(), "rank": parallel.rank()}
+        order = DistributedSampler(self.train_set, seed=self.settings.seed * 100_003, **place)
+        order.set_epoch(epoch)  # resumable: the order is known from seed and epoch
+        batch_size = parallel.share_of_batch(self.settings.batch_size)
+        loader = DataLoader(self.train_set, batch_size, sampler=order)
         rate = self.optimiser.param_groups[0]["lr"]
         step = (self.loss_function, self.optimiser, self.scheduler, self.settings.gradient_norm, self.reduced)
-        train_loss = train_one_epoch(self.network, loader, *step)
+        train_loss = train_one_epoch(self.shared, loader, *step)
+        parallel.average_buffers(self.network)
+        mine = parallel.share_of(self.valid_set)
         check = (self.loss_function, self.settings.batch_size, self.reduced)
-        valid_loss, valid_dice = validate(self.network, self.valid_set, *check)
+        checked = validate(self.network, mine, *check) if len(mine) else (0.0, 0.0)
+        (train_loss,) = parallel.mean([train_loss], len(order), self.device)
+        valid_loss, valid_dice = parallel.mean(checked, len(mine), self.device)
         if not np.isfinite([train_loss, valid_loss]).all():
             raise FetalsegError(
-                f"the loss is no longer finite in epoch {epoch}: lower learning_rate; checkpoints stay."
+                f"the loss is no longer finite in epoch {epoch}: lower learning_rate; the checkpoints of the epochs "
+                "before stay."
             )
         row = (epoch, train_loss, valid_loss, valid_dice, rate, time.perf_counter() - started)
         self.history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
-        self.save()
+        if parallel.rank() == 0:
+            self.save()
+        self.midway = False
         return self.history[-1]
 
     def epochs(self):
-        """Run epoch after epoch, giving each row of the history, until the last one or until patience is out."""
+        """Run epoch after epoch, giving each row of the history, until the last one or until patience is out.
+
+        After an interruption in the middle of an epoch, it goes back to the end of the one before.
+        """
+        if self.midway:
+            self.begin(resume=len(self.history) > 0)
         while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
             yield self.run_epoch()
 
@@ -226,54 +243,58 @@ class Trainer:
         scores = [row["valid_dice"] for row in self.history]
         return len(scores) - 1 - int(np.argmax(scores)) if scores else 0
 
-    def save(self):
-        """Write `last.pt`, `checkpoint.pt` if this epoch is the best so far, and `history.csv`."""
-        state = {
-            "format": FORMAT,
+    def identity(self):
+        """What a checkpoint belongs to: the settings, the canvas and the prepared images, by name and content."""
+        prepared = self.folder / "prepared"
+        return {
             "settings": asdict(self.settings),
             "canvas": self.canvas,
             "train_images": list(self.train_set.index.image_id),
-            "epoch": len(self.history),
-            "valid_dice": self.history[-1]["valid_dice"],
-            "network": self.network.state_dict(),
+            "pixels": [loading.fingerprint(prepared / name) for name in ("images.npy", "masks.npy")],
         }
-        state["sha256"] = weights_sha256(state["network"])
+
+    def save(self):
+        """Write `last.pt`, `checkpoint.pt` if this epoch is the best so far, and `history.csv`."""
+        for leftover in self.folder.glob(".unfinished-*.pt"):  # of a training that was killed while saving
+            leftover.unlink()
+        state = self.belongs_to | {"epoch": len(self.history), "valid_dice": self.history[-1]["valid_dice"]}
+        state["network"] = self.network.state_dict()
         if state["valid_dice"] > self.best:
             self.best = state["valid_dice"]
-            save_checkpoint(self.folder / "checkpoint.pt", state)
+            checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
         state |= {"history": self.history, "best": self.best}
         state |= {"optimiser": self.optimiser.state_dict(), "scheduler": self.scheduler.state_dict()}
-        save_checkpoint(self.folder / "last.pt", state)
+        checkpoints.save_checkpoint(self.folder / "last.pt", state)
         write_table(self.folder / "history.csv", pd.DataFrame(self.history, columns=HISTORY_COLUMNS))
 
     def load_state(self, state):
-        """Take over the state of a training that was stopped."""
-        same = state["settings"] == asdict(self.settings) and state["canvas"] == self.canvas
-        if not same or state["train_images"] != list(self.train_set.index.image_id) or "optimiser" not in state:
-            raise FetalsegError(
-                f"{shown(self.folder / 'last.pt')} was made with other settings or data: "
-                "train anew without resume, or give the same parameters."
-            )
+        """Take over the state of a training that was stopped; refuse one of other settings or data."""
+        path = shown(self.folder / "last.pt")
+        mine = self.belongs_to
+        other = [name for name, value in mine["settings"].items() if state["settings"].get(name) != value]
+        if other:
+            was = ", ".join(f"{name} {state['settings'].get(name)}" for name in other)
+            raise FetalsegError(f"{path} was made with {was}: give the same to resume, or train anew without resume.")
+        if any(state[name] != mine[name] for name in ("canvas", "train_images", "pixels")):
+            raise FetalsegError(f"{path} was made from other data or at another size: train anew without resume.")
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
 
 
-def begin_with(network, path):
-    """Take over the weights of a checkpoint, from whatever data they were learnt.
-
-    Raises
-    ------
-    FetalsegError
-        As `load_checkpoint`, and if the weights are of another network.
-    """
-    try:
-        network.load_state_dict(load_checkpoint(path)["network"])
-    except RuntimeError as error:
+def check_batches(images, settings, canvas):
+    """Raise FetalsegError for a batch that the training images cannot fill, or that batch normalisation cannot use."""
+    if settings.batch_size > images:
+        raise FetalsegError(f"batch_size {settings.batch_size} is more than the {images} training images: lower it.")
+    smallest = canvas["height"] * canvas["width"] // 4**settings.depth  # pixels at the bottom of the U
+    share = parallel.share_of_batch(settings.batch_size)
+    alone = share == 1 or -(-images // parallel.count()) % share == 1  # a batch of one image
+    if settings.normalisation == "batch" and smallest == 1 and alone:
         raise FetalsegError(
-            f"{shown(path)} holds weights of another network: give the base_channels, depth and normalisation it has."
-        ) from error
+            f"batch normalisation cannot use a batch of one image that is a single pixel at depth {settings.depth}: "
+            "choose another batch_size, or a smaller depth."
+        )
 
 
 def make_scheduler(optimiser, settings, batches):
@@ -286,79 +307,12 @@ def make_scheduler(optimiser, settings, batches):
     )
 
 
-def weights_sha256(weights):
-    """SHA-256 over all tensors of a state dictionary, names and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_checkpoint(path, state):
-    """Write a checkpoint, whole or not at all."""
-    with written_whole(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch's own writer reports a full disk so
-            raise OSError(28, f"torch could not write: {str(error).splitlines()[0]}") from error
-
-
-def load_checkpoint(path):
-    """Read a checkpoint and make sure that it is whole.
-
-    Returns
-    -------
-    dict
-        `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), and in `last.pt` what a resumed
-        training needs.
-
-    Raises
-    ------
-    FetalsegError
-        If the file is missing, is no checkpoint of this course, or its weights do not match their checksum.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FetalsegError(f"{shown(path)} is not there: run notebook 05 first, or give the right checkpoint.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it writes
-            whole = file.testzip() is None
-        whole = whole and state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise FetalsegError(f"{shown(path)} is no checkpoint of this course, or it is damaged: train again.") from error
-    if not whole:
-        raise FetalsegError(f"{shown(path)} is damaged or of another version: train again.")
-    return state
-
-
-def load_network(path, device=None):
-    """The trained network of a checkpoint, ready to predict, and the checkpoint itself.
-
-    Raises
-    ------
-    FetalsegError
-        As `load_checkpoint`, and if the weights do not fit the network that the settings describe.
-    """
-    state = load_checkpoint(path)
-    try:
-        names = {field.name for field in fields(Settings)}
-        settings = Settings(**{name: value for name, value in state["settings"].items() if name in names})
-        network = make_network(settings, device)
-        network.load_state_dict(state["network"])
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise FetalsegError(
-            f"{shown(path)} holds weights of another shape than its settings say: train again."
-        ) from error
-    return network.eval(), state
-
-
 def train(run_dir, settings, resume=False, start=None, report=print):
-    """Train without a notebook: a line per epoch; returns the history as a table."""
+    """Train without a notebook, also in several processes: a line per epoch; returns the history as a table."""
     trainer = Trainer(run_dir, settings, resume, start)
     for row in trainer.epochs():
-        report(epoch_line(row, settings.epochs))
+        if parallel.rank() == 0:
+            report(epoch_line(row, settings.epochs))
     return pd.DataFrame(trainer.history, columns=HISTORY_COLUMNS)
 
 
@@ -404,10 +358,10 @@ def ensure_checkpoint(run_dir, settings=None):
     path = run_folder(run_dir) / "checkpoint.pt"
     canvas = read_json(run_folder(run_dir) / "prepared" / "settings.json")
     if path.exists():
-        network, state = load_network(path)
+        network, state = checkpoints.load_network(path)
         if state["canvas"] == canvas:
             return network, state
     settings = settings or Settings()
     print(f"{shown(path)} is being trained for {settings.epochs} epochs (notebook 05 explains it).")
     train(run_dir, settings)
-    return load_network(path)
+    return checkpoints.load_network(path)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fetalseg_helpers.workspace import FetalsegError
+from fetalseg_helpers.workspace import FetalsegError, choose_device
 
 NORMALISATIONS = {"none": lambda channels: nn.Identity(), "batch": nn.BatchNorm2d}
 
@@ -49,7 +49,9 @@ class Up(nn.Module):
 
     def __init__(self, in_channels, normalisation="none"):
         super().__init__()
-        self.enlarge = nn.ConvTranspose2d(in_channels, in_channels // 2, kernel_size=2, stride=2)
+        self.enlarge = nn.ConvTranspose2d(
+            in_channels, in_channels // 2, kernel_size=2, stride=2, bias=normalisation == "none"
+        )
         self.block = ConvBlock(in_channels, in_channels // 2, normalisation)
 
     def forward(self, x, skip):
@@ -94,6 +96,12 @@ class UNet(nn.Module):
 
     def probability_map(self, x):
         return torch.sigmoid(self(x))  # (batch, 1, height, width), 0 to 1
+
+
+def make_network(base_channels, depth, normalisation, device=None):
+    """A U-Net on a device, its weights in the channels-last layout that convolutions like best."""
+    network = UNet(base_channels, depth, normalisation)
+    return network.to(device or choose_device(), memory_format=torch.channels_last)
 
 
 def nearest_divisible(size, depth):

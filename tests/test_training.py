@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fetalseg_helpers import evaluation, preprocessing, training, unet
+from fetalseg_helpers import checkpoints, evaluation, preprocessing, training, unet
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -98,7 +98,7 @@ def unfinished_free(folder):
     """Names of the checkpoints in a run folder; every one with a final name must load."""
     names = sorted(path.name for path in folder.glob("*.pt") if not path.name.startswith(".unfinished-"))
     for name in names:
-        training.load_checkpoint(folder / name)
+        checkpoints.load_checkpoint(folder / name)
     return names
 
 
@@ -254,7 +254,7 @@ def test_validation_cuts_at_a_probability_of_a_half():
 def test_a_short_training_beats_the_mean_mask_on_images_never_seen(run_dir, seed):
     chosen = training.Settings(4, 2, epochs=10, batch_size=4, learning_rate=2e-2, augmented=False, seed=seed)
     train(run_dir, chosen)
-    network, state = training.load_network(run_dir / "checkpoint.pt")
+    network, state = checkpoints.load_network(run_dir / "checkpoint.pt")
     train_set, test_set = (preprocessing.PreparedDataset(run_dir, split) for split in ("train", "test"))
     mean_mask = train_set.masks[train_set.index.row].mean(axis=0) >= 0.5
     baseline = np.mean([evaluation.dice_score(mean_mask, test_set.masks[row]) for row in test_set.index.row])
@@ -329,7 +329,7 @@ def test_checkpoint_holds_the_best_epoch_and_last_the_newest(run_dir, monkeypatc
     assert (best["epoch"], best["valid_dice"]) == (2, 0.6) and (last["epoch"], last["valid_dice"]) == (4, 0.6)
     assert same(best["network"], dict(weights[1])) and same(last["network"], dict(weights[3]))
     assert not same(best["network"], last["network"])
-    _, state = training.load_network(run_dir / "checkpoint.pt")
+    _, state = checkpoints.load_network(run_dir / "checkpoint.pt")
     assert state["canvas"]["width"] == 48 and state["settings"]["base_channels"] == 2
 
 
@@ -384,13 +384,13 @@ def test_a_training_that_blows_up_later_keeps_the_checkpoints_of_the_epochs_befo
     trainer.optimiser.param_groups[0]["lr"] = 1e30
     with pytest.raises(FetalsegError, match="epoch 3"):
         trainer.run_epoch()
-    last = training.load_checkpoint(run_dir / "last.pt")
+    last = checkpoints.load_checkpoint(run_dir / "last.pt")
     assert last["epoch"] == 2 and all(torch.isfinite(value).all() for value in last["network"].values())
     assert len(pd.read_csv(run_dir / "history.csv")) == 2
 
 
 def test_weights_that_blow_up_in_the_last_batch_of_an_epoch_never_become_a_checkpoint(run_dir):
-    whole = replace(SMALL, batch_size=64, normalisation="none", schedule="constant", learning_rate=1e30)
+    whole = replace(SMALL, batch_size=24, normalisation="none", schedule="constant", learning_rate=1e30)
     with pytest.raises(FetalsegError, match="epoch 1"):
         train(run_dir, whole)
     assert not list(run_dir.glob("*.pt"))
@@ -438,7 +438,7 @@ def test_both_checkpoints_load_with_weights_only(uninterrupted):
     for name in ("checkpoint.pt", "last.pt"):
         state = torch.load(uninterrupted / name, weights_only=True)
         assert {"settings", "canvas", "epoch", "valid_dice", "network"} <= set(state)
-        training.load_network(uninterrupted / name)
+        checkpoints.load_network(uninterrupted / name)
 
 
 @pytest.mark.parametrize("record", [0, 1, -1])
@@ -449,7 +449,7 @@ def test_a_flipped_byte_in_the_weights_is_refused_though_torch_loads_it(uninterr
     flip_byte(path, start if offset == "first" else start + size - 1)
     assert not same(load(path)["network"], load(uninterrupted / "checkpoint.pt")["network"])  # the trap
     with pytest.raises(FetalsegError) as error:
-        training.load_network(path)
+        checkpoints.load_network(path)
     assert_one_sentence(error, "checkpoint.pt", "damaged")
 
 
@@ -459,7 +459,7 @@ def test_a_flipped_byte_in_what_a_resumed_training_needs_is_refused(uninterrupte
     flip_byte(path, start + size // 2)
     assert same(load(path)["network"], load(uninterrupted / "last.pt")["network"])
     with pytest.raises(FetalsegError):
-        training.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
 
 
 def truncated(path):
@@ -481,13 +481,13 @@ def missing(path):
 def other_shape(path):
     state = load(path)
     state["settings"]["base_channels"] = 3
-    training.save_checkpoint(path, state)
+    checkpoints.save_checkpoint(path, state)
 
 
 def other_depth(path):
     state = load(path)
     state["settings"]["depth"] = 3
-    training.save_checkpoint(path, state)
+    checkpoints.save_checkpoint(path, state)
 
 
 def foreign(path):
@@ -495,7 +495,7 @@ def foreign(path):
 
 
 def other_version(path):
-    training.save_checkpoint(path, load(path) | {"format": training.FORMAT + 1})
+    checkpoints.save_checkpoint(path, load(path) | {"format": checkpoints.FORMAT + 1})
 
 
 @pytest.mark.parametrize(
@@ -505,12 +505,12 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_sentence_that_names_
     path = Path(shutil.copy(uninterrupted / "checkpoint.pt", tmp_path / "mine.pt"))
     damage(path)
     with pytest.raises(FetalsegError) as error:
-        training.load_network(path)
+        checkpoints.load_network(path)
     assert_one_sentence(error, "mine.pt")
 
 
 def test_a_loaded_network_is_the_one_that_was_saved_and_ready_to_predict(uninterrupted):
-    network, state = training.load_network(uninterrupted / "last.pt")
+    network, state = checkpoints.load_network(uninterrupted / "last.pt")
     assert not network.training and same(dict(network.state_dict()), state["network"])
 
 
@@ -546,7 +546,7 @@ def test_resuming_with_other_settings_is_refused(run_dir):
 
 
 def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(run_dir, uninterrupted):
-    network, _ = training.load_network(uninterrupted / "checkpoint.pt")
+    network, _ = checkpoints.load_network(uninterrupted / "checkpoint.pt")
     trainer = training.Trainer(
         run_dir, replace(SMALL, epochs=1, learning_rate=1e-3), start=uninterrupted / "checkpoint.pt"
     )
@@ -618,7 +618,7 @@ training.train(run_dir, settings)
     assert process.returncode == -signal.SIGKILL
     assert list(run_dir.glob(".unfinished-*"))  # it was killed where it was meant to be
     assert unfinished_free(run_dir) == ["checkpoint.pt", "last.pt"]
-    assert training.load_checkpoint(run_dir / "last.pt")["epoch"] == 2
+    assert checkpoints.load_checkpoint(run_dir / "last.pt")["epoch"] == 2
     assert list(pd.read_csv(run_dir / "history.csv").epoch) == [1, 2]
     train(run_dir, SMALL, resume=True)
     assert_same_run(run_dir, uninterrupted)
@@ -632,7 +632,7 @@ def test_a_training_killed_at_any_moment_leaves_whole_files_and_resumes(run_dir)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and lines[2].startswith("epoch   3/9999")
     assert unfinished_free(run_dir) == ["checkpoint.pt", "last.pt"]
-    last = training.load_checkpoint(run_dir / "last.pt")
+    last = checkpoints.load_checkpoint(run_dir / "last.pt")
     resumed = training.Trainer(run_dir, replace(SMALL, epochs=9999, patience=9999), resume=True)
     assert resumed.run_epoch()["epoch"] == last["epoch"] + 1 >= 4
 
