@@ -153,7 +153,7 @@ def mask_to_canvas(mask, width, height, fit="scale"):
     return binarise(to_canvas(mask * np.uint8(255), width, height, fit))
 
 
-def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1):
+def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, gain=1.25, gamma=1.4):
     """One random variation of a pair: the frame turned, zoomed, shifted, mirrored, and its gain and gamma changed.
 
     Never upside down: the probe is always at the top.
@@ -166,6 +166,10 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1):
         Largest angle in degrees, to either side.
     zoom, shift : float
         Largest change of size, and of place as a fraction of the frame.
+    mirror : bool
+        Mirror every second frame left to right.
+    gain, gamma : float
+        Largest factor and exponent of the intensities; the smallest are one over it.
 
     Returns
     -------
@@ -177,12 +181,12 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1):
         (width / 2, height / 2), rng.uniform(-rotation, rotation), rng.uniform(1 - zoom, 1 + zoom)
     )
     matrix[:, 2] += rng.uniform(-shift, shift, 2) * (width, height)
-    if rng.random() < 0.5:
+    if mirror and rng.random() < 0.5:
         matrix = matrix @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
     image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST)
-    gamma, gain = rng.uniform(0.7, 1.4), rng.uniform(0.8, 1.25)
-    table = np.clip(255 * gain * (np.arange(256) / 255) ** gamma, 0, 255).astype(np.uint8)
+    factor, exponent = gain ** rng.uniform(-1, 1), gamma ** rng.uniform(-1, 1)
+    table = np.clip(255 * factor * (np.arange(256) / 255) ** exponent, 0, 255).astype(np.uint8)
     return cv2.LUT(image, table), mask
 
 
@@ -326,6 +330,8 @@ class PreparedDataset(Dataset):
         Vary each pair at random. The variation follows from (seed, epoch, position), so that a repeated or
         resumed epoch sees the same images.
     seed : int
+    variation : dict, optional
+        How much, as `augment` takes it.
 
     Notes
     -----
@@ -333,12 +339,12 @@ class PreparedDataset(Dataset):
     are memory-mapped: only what is used is read.
     """
 
-    def __init__(self, run_dir, split, augmented=False, seed=0):
+    def __init__(self, run_dir, split, augmented=False, seed=0, variation=None):
         folder = run_folder(run_dir) / "prepared"
         self.index = usable(run_dir, split).reset_index(drop=True)
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
-        self.augmented, self.seed, self.epoch = augmented, seed, 0
+        self.augmented, self.seed, self.epoch, self.variation = augmented, seed, 0, variation or {}
 
     def __len__(self):
         return len(self.index)
@@ -348,6 +354,6 @@ class PreparedDataset(Dataset):
         image, mask = self.images[row], self.masks[row]
         if self.augmented:
             rng = np.random.default_rng([self.seed, self.epoch, position])
-            image, mask = augment(np.asarray(image), np.asarray(mask), rng)
+            image, mask = augment(np.asarray(image), np.asarray(mask), rng, **self.variation)
         image, mask = normalise(image), np.asarray(mask, dtype=np.float32)
         return torch.from_numpy(image)[None], torch.from_numpy(mask)[None]  # (1, height, width) each

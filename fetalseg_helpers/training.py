@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from fetalseg_helpers import checkpoints, evaluation, loading, parallel, preprocessing, unet
@@ -184,10 +184,9 @@ class Trainer:
         if self.start is not None and not resume:
             checkpoints.begin_with(self.network, self.start)
         self.shared = parallel.share(self.network)
-        self.optimiser = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        self.scheduler = make_scheduler(self.optimiser, settings, -(-len(self.train_set) // settings.batch_size))
+        self.optimiser = make_optimiser(self.network, settings)
+        batches = -(-len(self.train_set) // settings.batch_size)
+        self.scheduler = make_scheduler(self.optimiser, settings, settings.epochs * batches)
         self.history, self.best, self.midway = [], -1.0, False
         if resume:
             self.load_state(checkpoints.load_checkpoint(self.folder / "last.pt"))
@@ -297,14 +296,52 @@ def check_batches(images, settings, canvas):
         )
 
 
-def make_scheduler(optimiser, settings, batches):
-    """The learning rate over all batches: constant, or one cycle up and down (Smith and Topin, arXiv 1708.07120)."""
+def make_optimiser(network, settings):
+    """Adam (Kingma and Ba, arXiv 1412.6980) over all weights, in one fused operation per step."""
+    return torch.optim.Adam(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def make_scheduler(optimiser, settings, steps):
+    """The learning rate over all steps: constant, or one cycle up and down (Smith and Topin, arXiv 1708.07120)."""
     if settings.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    steps = max(2, settings.epochs * batches)
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=steps + 1, cycle_momentum=False
+        optimiser, settings.learning_rate, total_steps=max(2, steps) + 1, cycle_momentum=False
     )
+
+
+def fit(network, dataset, rows, steps, settings):
+    """Train a network on some rows of a data set, without validation and without checkpoints.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    dataset : preprocessing.PreparedDataset
+    rows : sequence of int
+        Positions in the data set.
+    steps : int
+        Batches, at least; the last epoch is finished.
+    settings : Settings
+        Of the optimiser, the schedule and the batches; `epochs` does not count.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same network, with the weights of the last step, ready to predict.
+    """
+    order = torch.Generator().manual_seed(settings.seed)
+    loader = DataLoader(Subset(dataset, rows), settings.batch_size, shuffle=True, generator=order)
+    epochs = -(-steps // len(loader))
+    optimiser = make_optimiser(network, settings)
+    scheduler = make_scheduler(optimiser, settings, epochs * len(loader))
+    reduced = bfloat16_pays(next(network.parameters()).device)
+    for epoch in range(epochs):
+        dataset.epoch = epoch  # other variations in each
+        step = optimiser, scheduler, settings.gradient_norm, reduced
+        train_one_epoch(network, loader, combined_loss, *step)
+    return network.eval()
 
 
 def train(run_dir, settings, resume=False, start=None, report=print):

@@ -52,7 +52,7 @@ def somebody_watches():
     return "JPY_SESSION_NAME" in os.environ
 
 
-def watch(rows, total, draw, line):
+def watch(rows, total, draw, line, earlier=()):
     """Go through the epochs of a training: a bar and a growing curve on a screen, a line per epoch headless.
 
     Parameters
@@ -65,15 +65,17 @@ def watch(rows, total, draw, line):
         Makes a figure of the rows so far.
     line : callable
         Makes one line of text of a row.
+    earlier : sequence of dict
+        Rows of epochs that were done before, by a training that goes on.
 
     Returns
     -------
     list of dict
         All rows.
     """
-    seen, curve = [], None
+    seen, curve = list(earlier), None
     live = somebody_watches()
-    for row in tqdm(rows, total=total, desc="epochs", disable=not live):
+    for row in tqdm(rows, total=total, initial=len(seen), desc="epochs", disable=not live):
         seen.append(row)
         if not live:
             print(line(row))

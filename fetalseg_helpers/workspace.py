@@ -51,6 +51,7 @@ PARAMETERS = {
     "augmented": Rule(bool),
     "patience": Rule(int, 1, 10_000),
     "resume": Rule(bool),
+    "trial_steps": Rule(int, 1, 10_000),
     "threshold": Rule(float, 0.01, 0.99),
     "keep_largest": Rule(bool),
     "flip": Rule(bool),

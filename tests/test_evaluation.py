@@ -116,6 +116,46 @@ def test_masks_that_cannot_be_scored_are_refused(score):
         score(np.ones((2, 2)), np.full((2, 2), 0.5))
 
 
+def ellipse_mask(x, y, a, b, turn, size=(120, 180)):
+    """Pixels whose centre lies inside an ellipse with half axes a and b, turned by `turn` degrees."""
+    turn = np.deg2rad(turn)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    u = (columns - x) * np.cos(turn) + (rows - y) * np.sin(turn)
+    v = (rows - y) * np.cos(turn) - (columns - x) * np.sin(turn)
+    return ((u / a) ** 2 + (v / b) ** 2 <= 1).astype(np.uint8)
+
+
+@few
+@given(st.floats(40, 140), st.floats(30, 90), st.floats(9, 50), st.floats(0.5, 1), st.floats(0, 180))
+def test_the_ellipse_of_an_ellipse_is_itself_also_where_the_frame_cuts_it(x, y, a, ratio, turn):
+    mask = ellipse_mask(x, y, a, ratio * a, turn)
+    assert evaluation.dice_score(evaluation.fit_ellipse(mask), mask) > 0.97
+
+
+def test_the_ellipse_smooths_away_what_wobbles():
+    truth = ellipse_mask(90, 60, 60, 40, 20)
+    angles = np.arctan2(*np.mgrid[-60:60, -90:90])
+    outer, inner = (ellipse_mask(90, 60, 60 + more, 40 + more, 20) for more in (2.5, -2.5))
+    wobbling = np.where(np.sin(9 * angles) > 0, outer, inner)
+    before, after = (evaluation.dice_score(mask, truth) for mask in (wobbling, evaluation.fit_ellipse(wobbling)))
+    assert before < 0.96 and after > 0.985
+
+
+def test_what_is_no_ellipse_or_too_small_for_one_is_kept():
+    cross = np.zeros((60, 60), np.uint8)
+    cross[28:32], cross[:, 28:32] = 1, 1
+    dots = np.zeros((9, 9), np.uint8)
+    dots[4, 4:6] = 1
+    for mask in (cross, dots, np.zeros((5, 5), np.uint8), np.ones((5, 5), np.uint8)):
+        np.testing.assert_array_equal(evaluation.fit_ellipse(mask), mask)
+
+
+def test_cutting_keeps_the_largest_region_before_its_ellipse_is_fitted():
+    probability = np.maximum(0.9 * ellipse_mask(60, 60, 30, 20, 0), 0.8 * ellipse_mask(150, 100, 8, 8, 0))
+    fitted = evaluation.cut(probability, 0.5, keep_largest=True, ellipse=True)
+    assert fitted[100, 150] == 0 and evaluation.dice_score(fitted, ellipse_mask(60, 60, 30, 20, 0)) > 0.98
+
+
 def test_the_largest_component_keeps_one_region_whole():
     mask = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]])
     assert evaluation.largest_component(mask).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]

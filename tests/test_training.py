@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fetalseg_helpers import checkpoints, evaluation, preprocessing, training, unet
+from fetalseg_helpers import checkpoints, evaluation, notebooks, preprocessing, training, unet
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -543,6 +543,104 @@ def test_resuming_with_other_settings_is_refused(run_dir):
     with pytest.raises(FetalsegError) as error:
         training.Trainer(run_dir, replace(SMALL, epochs=1, learning_rate=1e-3), resume=True)
     assert_one_sentence(error, "last.pt", "resume")
+
+
+def test_resuming_names_the_setting_that_differs(run_dir):
+    train(run_dir, replace(SMALL, epochs=1))
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, replace(SMALL, epochs=1, base_channels=4), resume=True)
+    assert_one_sentence(error, "last.pt was made with base_channels 2")
+
+
+def test_resuming_on_other_images_of_the_same_names_is_refused(run_dir):
+    train(run_dir, replace(SMALL, epochs=1))
+    images = np.load(run_dir / "prepared" / "images.npy", mmap_mode="r+")
+    images[0, 0, 0] ^= 1
+    images.flush()
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, replace(SMALL, epochs=1), resume=True)
+    assert_one_sentence(error, "last.pt", "other data")
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_a_loop_that_is_interrupted_in_an_epoch_and_run_again_ends_bit_by_bit_as_an_uninterrupted_one(
+    run_dir, uninterrupted, monkeypatch, stop
+):
+    trainer = training.Trainer(run_dir, SMALL)
+    for _ in range(stop):
+        trainer.run_epoch()
+    seen = []
+
+    def interrupted(logits, truth):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return training.combined_loss(logits, truth, SMALL.bce_weight)
+
+    monkeypatch.setattr(trainer, "loss_function", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(trainer.epochs())
+    seen.extend([1] * 9)
+    list(trainer.epochs())
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_batch_larger_than_the_split_is_refused_before_training(run_dir):
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, replace(SMALL, batch_size=25))
+    assert_one_sentence(error, "batch_size 25", "24 training images")
+
+
+@pytest.mark.parametrize(("batch_size", "allowed"), [(1, False), (23, False), (12, True)])
+def test_batch_normalisation_over_a_single_value_is_refused_before_training(tmp_path, draw_pairs, batch_size, allowed):
+    draw_pairs(tmp_path / "malignant")
+    preprocessing.ensure_prepared(tmp_path / "run", 16, 16, data=str(tmp_path / "malignant"), seed=0)
+    chosen = replace(SMALL, depth=4, batch_size=batch_size, epochs=1)
+    if allowed:
+        assert len(train(tmp_path / "run", chosen)) == 1
+        return
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(tmp_path / "run", chosen)
+    assert_one_sentence(error, "batch normalisation", "depth 4")
+
+
+def test_a_canvas_that_cannot_be_halved_is_refused_with_the_nearest_that_can(run_dir):
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, replace(SMALL, depth=5))
+    assert_one_sentence(error, "48 × 32 does not divide by 2^5", "32 × 32 or 64 × 32")
+
+
+def test_a_short_fit_learns_its_rows_and_takes_the_settings(run_dir):
+    dataset = preprocessing.PreparedDataset(run_dir, "train")
+    seen = torch.utils.data.Subset(dataset, range(6))
+    chosen = replace(SMALL, batch_size=3)
+    before, after = network_of(), network_of()
+    training.fit(after, dataset, range(6), 200, chosen)
+    assert not after.training
+    scores = [training.validate(one, seen, training.combined_loss)[1] for one in (before, after)]
+    assert scores[1] > max(0.85, scores[0])
+    again = training.fit(network_of(), dataset, range(6), 200, chosen)
+    assert same(dict(again.state_dict()), dict(after.state_dict()))
+    still = training.fit(network_of(), dataset, range(6), 1, replace(chosen, learning_rate=1e-12, schedule="constant"))
+    torch.testing.assert_close(still.last.weight, network_of().last.weight)
+
+
+def test_one_step_of_the_reference_preset_on_an_unscaled_frame(tmp_path, clean_phantoms):
+    preset = notebooks.read_preset("reference")
+    canvas = {name: preset[name] for name in ("width", "height", "fit")}
+    preprocessing.ensure_prepared(tmp_path, **canvas, data=str(clean_phantoms), seed=0)
+    settings = training.Settings.of(preset)
+    trainer = training.Trainer(tmp_path, settings)
+    assert unet.count_parameters(trainer.network) == 31_030_593
+    before = copy.deepcopy(trainer.network.state_dict())
+    loader = DataLoader(torch.utils.data.Subset(trainer.train_set, [0]), 1)  # of its four: eight gigabytes less
+    images, masks = next(iter(loader))
+    assert images.shape == masks.shape == (1, 1, 544, 800)
+    step = trainer.loss_function, trainer.optimiser, trainer.scheduler, settings.gradient_norm, trainer.reduced
+    loss = training.train_one_epoch(trainer.network, loader, *step)
+    assert 0 < loss < 3
+    moved = [(new - before[name]).abs().max() for name, new in trainer.network.state_dict().items()]
+    assert 0 < max(moved) < 1.1e-4  # Adam's first step is the learning rate, 1e-4
 
 
 def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(run_dir, uninterrupted):

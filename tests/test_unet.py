@@ -29,7 +29,8 @@ def expected_parameters(base, depth, batch):
     for level in range(depth):
         narrow, wide = base * 2**level, base * 2 ** (level + 1)
         total += block(narrow, wide)  # down
-        total += 4 * wide * narrow + narrow + block(wide, narrow)  # up: the transposed convolution always has a bias
+        total += 4 * wide * narrow + block(wide, narrow)  # up
+        total += 0 if batch else narrow  # a bias only where no normalisation takes it away again
     return total
 
 

@@ -110,6 +110,7 @@ def test_a_training_that_stops_early_or_never_starts_gives_the_rows_that_there_a
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert widgets.watch(iter(ROWS[:1]), 3, None, line) == ROWS[:1]
     assert widgets.watch(iter([]), 3, None, line) == []
+    assert widgets.watch(iter(ROWS[1:]), 3, None, line, ROWS[:1]) == ROWS
 
 
 def test_an_error_in_the_training_is_not_swallowed(monkeypatch):

@@ -16,27 +16,22 @@ import click
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Subset
 
-from fetalseg_helpers import evaluation, loading, notebooks, phantom_set, preprocessing, training, verification
+from fetalseg_helpers import (
+    checkpoints,
+    evaluation,
+    loading,
+    notebooks,
+    phantom_set,
+    preprocessing,
+    training,
+    unet,
+    verification,
+)
 
 STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from nothing and pretrained
 TUNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 none was clearly better on the validation images, with 16 pairs
 CANVAS = ("width", "height", "fit")
-
-
-def fit(network, dataset, rows, steps, settings):
-    """Train on some rows of a data set; the last weights count, so that no validation image is needed."""
-    order = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(Subset(dataset, rows), settings.batch_size, shuffle=True, generator=order)
-    epochs = -(-steps // len(loader))
-    optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    changed = training.Settings(epochs=epochs, learning_rate=settings.learning_rate)
-    schedule = training.make_scheduler(optimiser, changed, len(loader))
-    reduced = training.bfloat16_pays(next(network.parameters()).device)
-    for dataset.epoch in range(epochs):
-        training.train_one_epoch(network, loader, training.combined_loss, optimiser, schedule, reduced=reduced)
-    return network.eval()
 
 
 @click.command()
@@ -48,7 +43,7 @@ def main(data, out, count, repeats):
     """Measure what phantoms are worth on real frames."""
     out = out.resolve()
     preset = notebooks.read_preset("laptop")
-    settings = training.Settings(**{name: preset[name] for name in vars(training.Settings()) if name in preset})
+    settings = training.Settings.of(preset)
     folder, run = out / f"phantom_{count}", out / "run"
     if not folder.exists():
         started = time.perf_counter()
@@ -58,7 +53,7 @@ def main(data, out, count, repeats):
         loading.write_manifest(run, data=str(folder))
         preprocessing.prepare(run, **{name: preset[name] for name in CANVAS})
         training.train(run, settings, resume=True, report=lambda line: print(line, flush=True))
-    network, state = training.load_network(run / "checkpoint.pt")
+    network, state = checkpoints.load_network(run / "checkpoint.pt")
 
     real = out / "real"
     verification.ensure_verified(real, data=str(data.resolve()), seed=0)
@@ -77,9 +72,13 @@ def main(data, out, count, repeats):
         for pairs_seen, steps in STEPS.items():
             for how in ("from nothing", "from phantoms"):
                 torch.manual_seed(repeat)
-                fresh = training.make_network(settings) if how == "from nothing" else copy.deepcopy(network)
+                fresh = (
+                    unet.make_network(settings.base_channels, settings.depth, settings.normalisation)
+                    if how == "from nothing"
+                    else copy.deepcopy(network)
+                )
                 chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
-                trained = fit(fresh, dataset, order[:pairs_seen], steps, chosen)
+                trained = training.fit(fresh, dataset, order[:pairs_seen], steps, chosen)
                 dice = evaluation.score_pairs(trained, test, state["canvas"], flip=True).dice
                 rows.append((pairs_seen, repeat, how, dice.mean(), dice.min()))
                 print(*rows[-1], flush=True)
