@@ -153,8 +153,8 @@ def mask_to_canvas(mask, width, height, fit="scale"):
     return binarise(to_canvas(mask * np.uint8(255), width, height, fit))
 
 
-def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, gain=1.25, gamma=1.4):
-    """One random variation of a pair: the frame turned, zoomed, shifted, mirrored, and its gain and gamma changed.
+def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, gain=1.25, gamma=1.4, shadow=0.5):
+    """One random variation of a pair: turned, zoomed, shifted, mirrored, gain and gamma changed, a shadow cast.
 
     Never upside down: the probe is always at the top.
 
@@ -170,6 +170,8 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, 
         Mirror every second frame left to right.
     gain, gamma : float
         Largest factor and exponent of the intensities; the smallest are one over it.
+    shadow : float
+        Chance of a dark stripe from top to bottom, such as bone or gas near the probe casts.
 
     Returns
     -------
@@ -187,7 +189,12 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, 
     mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST)
     factor, exponent = gain ** rng.uniform(-1, 1), gamma ** rng.uniform(-1, 1)
     table = np.clip(255 * factor * (np.arange(256) / 255) ** exponent, 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table), mask
+    image = cv2.LUT(image, table)
+    if rng.random() < shadow:
+        place, spread, darkness = rng.uniform(0, width), rng.uniform(0.03, 0.12) * width, rng.uniform(0.3, 1)
+        stripe = 1 - darkness * np.exp(-((np.arange(width) - place) ** 2) / (2 * spread**2))
+        image = (image * stripe).astype(np.uint8)
+    return image, mask
 
 
 def read_pair(image_path, mask_path):

@@ -10,9 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import phantom_set
+from fetalseg_helpers import evaluation, phantom_set
 
-QUICK = {"phantoms": 24, "epochs": 2, "width": 64, "height": 48, "base_channels": 4, "depth": 3, "overfit_steps": 20}
+QUICK = {
+    "phantoms": 24,
+    "epochs": 2,
+    "width": 64,
+    "height": 48,
+    "base_channels": 4,
+    "depth": 3,
+    "overfit_steps": 20,
+    "trial_steps": 5,
+}
 CONTRACT = {
     "manifest.csv": ["image_id", "image_path", "mask_path", "examination", "split", "width", "height"],
     "verification.csv": ["image_id", "check", "severity", "detail"],
@@ -168,6 +177,17 @@ def test_predict_takes_a_file_or_a_folder_at_any_depth(finished, whole_set, tmp_
     ]
     one, same = (cv2.imread(str(tmp_path / where / f"{images[0].stem}_pred.png"), 0) for where in ("one", "all"))
     assert np.array_equal(one, same) and one.shape == (540, 800) and set(np.unique(one)) <= {0, 255}
+
+
+def test_predict_fits_an_ellipse_where_that_is_asked(finished, whole_set, tmp_path):
+    image = next(path for path in sorted(whole_set.rglob("malignant/*.png")) if "Annotation" not in path.name)
+    options = ("predict", image, "--checkpoint", finished[0] / "checkpoint.pt", "--threshold", 0.3)
+    for name, more in (("plain", ()), ("ellipse", ("--ellipse",))):
+        assert call(*options, "--out", tmp_path / name, *more).returncode == 0
+    plain, ellipse = (
+        cv2.imread(str(tmp_path / name / f"{image.stem}_pred.png"), 0) // 255 for name in ("plain", "ellipse")
+    )
+    assert np.array_equal(ellipse, evaluation.fit_ellipse(evaluation.largest_component(plain)))
 
 
 def test_predict_reports_an_unreadable_image_and_does_the_rest(finished, tmp_path):

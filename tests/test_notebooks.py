@@ -306,6 +306,7 @@ def test_a_notebook_runs_alone_with_other_parameters(path, clone, tmp_path):
         "depth": 3,
         "epochs": 2,
         "overfit_steps": 20,
+        "trial_steps": 5,
         "draws": 200,
         "shots": 4,
     }

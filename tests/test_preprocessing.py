@@ -235,7 +235,7 @@ def test_a_mask_pixel_is_set_where_at_least_half_of_it_is_covered():
 @given(st.integers(0, 2**32 - 1))
 def test_image_and_mask_stay_aligned(seed):
     mask = disc(96, 128, 58, 40, 30, 20) | disc(96, 128, 90, 60, 12)
-    image, moved = pre.augment(mask * np.uint8(255), mask, np.random.default_rng(seed))
+    image, moved = pre.augment(mask * np.uint8(255), mask, np.random.default_rng(seed), shadow=0)
     assert image.shape == moved.shape == mask.shape and image.dtype == moved.dtype == np.uint8
     assert set(np.unique(moved)) == {0, 1}
     assert dice(image > 0.4 * image.max(), moved) > 0.97
@@ -259,6 +259,27 @@ def test_without_turning_zooming_and_shifting_only_the_exact_mirror_image_is_lef
         mirrored.append(np.array_equal(moved, mask[:, ::-1]))
         assert mirrored[-1] or np.array_equal(moved, mask)
     assert 0.35 < np.mean(mirrored) < 0.65
+
+
+def test_each_variation_can_be_left_out_and_all_of_them_leave_the_pair_as_it_is():
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (24, 36), dtype=np.uint8), disc(24, 36, 18, 12, 8)
+    still = {"rotation": 0, "zoom": 0, "shift": 0, "mirror": False, "gain": 1, "gamma": 1, "shadow": 0}
+    for seed in range(20):
+        same = pre.augment(image, mask, np.random.default_rng(seed), **still)
+        assert np.array_equal(same[0], image) and np.array_equal(same[1], mask)
+
+
+def test_a_shadow_darkens_a_stripe_from_top_to_bottom_and_leaves_the_mask_alone():
+    image, mask = np.full((40, 60), 200, np.uint8), disc(40, 60, 30, 20, 12)
+    still = {"rotation": 0, "zoom": 0, "shift": 0, "mirror": False, "gain": 1, "gamma": 1}
+    cast = 0
+    for seed in range(100):
+        shaded, same = pre.augment(image, mask, np.random.default_rng(seed), **still)
+        assert np.array_equal(same, mask) and (shaded == shaded[:1]).all() and shaded.max() <= 200
+        cast += shaded.min() < 180
+        assert shaded.max() > 150  # never the whole frame
+    assert 35 < cast < 65
 
 
 def test_the_same_generator_gives_the_same_variation_and_another_one_another():
