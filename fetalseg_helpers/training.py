@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from fetalseg_helpers import checkpoints, evaluation, loading, parallel, preprocessing, unet
+from fetalseg_helpers import checkpoints, evaluation, loading, parallel, phantom_set, preprocessing, unet
 from fetalseg_helpers.workspace import (
     FetalsegError,
     choose_device,
@@ -21,6 +21,7 @@ from fetalseg_helpers.workspace import (
     write_table,
 )
 
+ADDED_SEED = 1  # of phantoms beside the training images; those of the data set have seed 0
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
 
 
@@ -40,6 +41,7 @@ class Settings:
     bce_weight: float = 0.2
     foreground_weighting: bool = False  # weigh tumor pixels in the BCE by background / foreground
     augmented: bool = True
+    added_phantoms: int = 0  # phantom frames shown in each epoch beside the training images
     patience: int = 15  # epochs without a better validation Dice before stopping
     seed: int = 0
 
@@ -168,7 +170,12 @@ class Trainer:
         unet.check_divisible(self.canvas["height"], self.canvas["width"], settings.depth)
         self.train_set = preprocessing.PreparedDataset(run_dir, "train", settings.augmented, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, "valid")
-        check_batches(len(self.train_set), settings, self.canvas)
+        self.parts = [self.train_set]
+        if settings.added_phantoms:
+            with parallel.first_alone():
+                self.parts.append(added_phantoms(self.folder, self.canvas, settings))
+        self.shown = ConcatDataset(self.parts)
+        check_batches(len(self.shown), settings, self.canvas)
         weight = self.positive_weight() if settings.foreground_weighting else None
         self.loss_function = lambda logits, truth: combined_loss(logits, truth, settings.bce_weight, weight)
         self.reduced = bfloat16_pays(self.device)
@@ -185,7 +192,7 @@ class Trainer:
             checkpoints.begin_with(self.network, self.start)
         self.shared = parallel.share(self.network)
         self.optimiser = make_optimiser(self.network, settings)
-        batches = -(-len(self.train_set) // settings.batch_size)
+        batches = -(-len(self.shown) // settings.batch_size)
         self.scheduler = make_scheduler(self.optimiser, settings, settings.epochs * batches)
         self.history, self.best, self.midway = [], -1.0, False
         if resume:
@@ -200,12 +207,13 @@ class Trainer:
         """Train and validate once; return the row of the history."""
         epoch, started = len(self.history) + 1, time.perf_counter()
         self.midway = True
-        self.train_set.epoch = epoch
+        for part in self.parts:
+            part.epoch = epoch
         place = {"num_replicas": parallel.count(), "rank": parallel.rank()}
-        order = DistributedSampler(self.train_set, seed=self.settings.seed * 100_003, **place)
+        order = DistributedSampler(self.shown, seed=self.settings.seed * 100_003, **place)
         order.set_epoch(epoch)  # resumable: the order is known from seed and epoch
         batch_size = parallel.share_of_batch(self.settings.batch_size)
-        loader = DataLoader(self.train_set, batch_size, sampler=order)
+        loader = DataLoader(self.shown, batch_size, sampler=order)
         rate = self.optimiser.param_groups[0]["lr"]
         step = (self.loss_function, self.optimiser, self.scheduler, self.settings.gradient_norm, self.reduced)
         train_loss = train_one_epoch(self.shared, loader, *step)
@@ -280,6 +288,21 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
+
+
+def added_phantoms(folder, canvas, settings):
+    """Phantoms at training size to train on beside the images of a run folder; made in its folder `added` at first.
+
+    They are other ones than those of the data set `phantom`, without planted defects, and none is held out.
+    """
+    home = folder / "added"
+    data = home / f"phantom_{settings.added_phantoms}"
+    if not data.exists():
+        print(f"{settings.added_phantoms} phantom frames to train on as well are being made in {shown(data)}.")
+        phantom_set.write_phantoms(data, settings.added_phantoms, seed=ADDED_SEED, defects=False)
+    size = {name: canvas[name] for name in ("width", "height", "fit")}
+    preprocessing.ensure_prepared(home, **size, data=str(data), seed=0)
+    return preprocessing.PreparedDataset(home, None, settings.augmented, settings.seed)
 
 
 def check_batches(images, settings, canvas):

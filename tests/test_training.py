@@ -625,6 +625,26 @@ def test_a_short_fit_learns_its_rows_and_takes_the_settings(run_dir):
     torch.testing.assert_close(still.last.weight, network_of().last.weight)
 
 
+def test_added_phantoms_are_trained_on_beside_the_images_and_never_validated_on(run_dir, monkeypatch, capsys):
+    chosen = replace(SMALL, added_phantoms=12, batch_size=6, epochs=3)
+    trainer = training.Trainer(run_dir, chosen)
+    assert "12 phantom frames to train on as well are being made" in capsys.readouterr().out
+    images, phantoms = trainer.parts
+    assert len(trainer.shown) == len(images) + 12 and len(phantoms) == 12
+    assert phantoms[0][0].shape == images[0][0].shape and trainer.valid_set.index.equals(
+        preprocessing.PreparedDataset(run_dir, "valid").index
+    )
+    first = images[0][0], phantoms[0][0]
+    trainer.run_epoch()
+    assert not torch.equal(images[0][0], first[0]) and not torch.equal(phantoms[0][0], first[1])  # varied anew
+    train(run_dir, chosen)
+    assert capsys.readouterr().out == ""  # they are made once
+    whole = load(run_dir / "last.pt")
+    training.Trainer(run_dir, chosen).run_epoch()
+    train(run_dir, chosen, resume=True)
+    assert same(load(run_dir / "last.pt"), whole)
+
+
 def test_one_step_of_the_reference_preset_on_an_unscaled_frame(tmp_path, clean_phantoms):
     preset = notebooks.read_preset("reference")
     canvas = {name: preset[name] for name in ("width", "height", "fit")}

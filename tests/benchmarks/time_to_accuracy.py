@@ -1,6 +1,6 @@
 """Validation Dice against seconds of training, for the preset `laptop` on real data.
 
-    python tests/benchmarks/time_to_accuracy.py FOLDER_OF_REAL_DATA --out DIR [--epochs 4 21 42] [--seed 0]
+    python tests/benchmarks/time_to_accuracy.py FOLDER_OF_REAL_DATA --out DIR [--epochs 2 10 21] [--seed 0]
 
 One training for each number of epochs, since the learning rate follows it: a short one scores early, a long one higher.
 Written are `time_to_accuracy.csv` (a row per epoch: seconds of training and validation so far, validation Dice at
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[4, 21, 42])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 10, 21])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
