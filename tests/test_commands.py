@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import evaluation, phantom_set
+from fetalseg_helpers import checkpoints, evaluation, phantom_set
 
 QUICK = {
     "phantoms": 24,
@@ -160,6 +160,28 @@ def test_phantom_writes_the_frames_that_are_asked_for(tmp_path):
     assert len(images) == 4
     again = call("phantom", tmp_path / "set", "--count", 4)
     assert again.returncode == 1 and is_one_sentence(again.stderr)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL needs Linux or macOS")
+def test_a_training_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole_set, tmp_path):
+    small = parameters({"width": 64, "height": 48, "base_channels": 4, "depth": 3, "epochs": 12, "batch_size": 4})
+    options = ("train", "--data", whole_set, *small, "--run-dir")
+    whole = call(*options, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "fetalseg_helpers", *map(str, options), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    for line in process.stdout:
+        if line.startswith("epoch   3/12"):
+            break
+    process.kill()
+    process.wait()
+    assert 3 <= len(pd.read_csv(tmp_path / "killed" / "history.csv")) < 12
+    resumed = call("train", "--resume", "--run-dir", tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    one, two = (pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    one, two = (checkpoints.load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
+    assert one["sha256"] == two["sha256"]
 
 
 def test_predict_takes_a_file_or_a_folder_at_any_depth(finished, whole_set, tmp_path):
