@@ -162,28 +162,6 @@ def test_phantom_writes_the_frames_that_are_asked_for(tmp_path):
     assert again.returncode == 1 and is_one_sentence(again.stderr)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL needs Linux or macOS")
-def test_a_training_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole_set, tmp_path):
-    small = parameters({"width": 64, "height": 48, "base_channels": 4, "depth": 3, "epochs": 12, "batch_size": 4})
-    options = ("train", "--data", whole_set, *small, "--run-dir")
-    whole = call(*options, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "fetalseg_helpers", *map(str, options), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    for line in process.stdout:
-        if line.startswith("epoch   3/12"):
-            break
-    process.kill()
-    process.wait()
-    assert 3 <= len(pd.read_csv(tmp_path / "killed" / "history.csv")) < 12
-    resumed = call("train", "--resume", "--run-dir", tmp_path / "killed")
-    assert resumed.returncode == 0, resumed.stderr
-    one, two = (pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "killed"))
-    pd.testing.assert_frame_equal(one, two, check_exact=True)
-    one, two = (checkpoints.load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
-    assert one["sha256"] == two["sha256"]
-
-
 def test_predict_takes_a_file_or_a_folder_at_any_depth(finished, whole_set, tmp_path):
     folder, _ = finished
     checkpoint = folder / "checkpoint.pt"
@@ -232,7 +210,7 @@ def test_predict_refuses_a_checkpoint_that_is_none(content, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_train_resumes_where_it_stopped(tmp_path):
+def test_a_killed_training_resumes_where_it_stopped_and_ends_with_the_same_weights(tmp_path):
     values = parameters(QUICK | {"epochs": 4, "patience": 4})
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call("train", "--run-dir", whole, *values).returncode == 0
@@ -250,7 +228,9 @@ def test_train_resumes_where_it_stopped(tmp_path):
     assert result.returncode == 0, result.stderr
     columns = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate"]
     histories = [pd.read_csv(folder / "history.csv")[columns] for folder in (whole, stopped)]
-    pd.testing.assert_frame_equal(*histories)
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    weights = [checkpoints.load_checkpoint(folder / "last.pt")["sha256"] for folder in (whole, stopped)]
+    assert weights[0] == weights[1]
 
 
 def test_train_fine_tunes_a_checkpoint_on_other_data(finished, whole_set, tmp_path):
