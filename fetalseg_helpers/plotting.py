@@ -306,29 +306,31 @@ def show_transfer(table, x, lines, xlabel, title):
 
 
 def show_sweep(table, varied, largest=20):
-    """Mean Dice of the runs of a sweep, best on top: a dot per seed and a line at their mean.
+    """Best validation Dice of the runs of a sweep, best on top: a dot per seed and a line at their mean.
+
+    The validation Dice, because a setting that is chosen by its test scores has been trained on the test images.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        As `sweep.sweep` gives it: `mean_dice` and the columns that vary.
+        As `sweep.sweep` gives it: `valid_dice` and the columns that vary.
     varied : list of str
         Names of the columns that vary; runs that differ in nothing but `seed` share a line.
     largest : int
         Lines that are drawn at most.
     """
-    table = table.dropna(subset="mean_dice")
+    table = table.dropna(subset="valid_dice")
     names = [name for name in varied if name != "seed"]
     labels = table[names].astype(str).agg(", ".join, axis=1) if names else table.run.map(lambda _: "all seeds")
-    means = table.mean_dice.groupby(labels).mean().sort_values()[-largest:]
+    means = table.valid_dice.groupby(labels).mean().sort_values()[-largest:]
     figure, axis = new_figure(height=1.2 + 0.25 * len(means))
     for height, (label, mean) in enumerate(means.items()):
-        scores = table.mean_dice[labels == label]
+        scores = table.valid_dice[labels == label]
         axis.plot(
             scores, [height] * len(scores), "o", color=ACCENT, markersize=4, label="one run" if not height else None
         )
         axis.plot([mean, mean], [height - 0.3, height + 0.3], color="black", label="mean" if not height else None)
     axis.set_yticks(range(len(means)), means.index, fontsize=7)
-    axis.set(xlabel="mean Dice of the test images", ylabel=", ".join(names), title=f"{len(table)} runs, best on top")
+    axis.set(xlabel="best validation Dice", ylabel=", ".join(names), title=f"{len(table)} runs, best on top")
     axis.legend(fontsize=8, loc="lower right")
     return figure

@@ -145,7 +145,7 @@ def test_the_same_sweep_runs_on_a_dask_cluster_of_two_workers(swept):
 
 def test_the_figure_has_a_line_per_setting_and_a_dot_per_seed():
     table = pd.DataFrame(
-        {"run": list("abcd"), "epochs": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "mean_dice": [0.5, 0.6, 0.8, None]}
+        {"run": list("abcd"), "epochs": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "valid_dice": [0.5, 0.6, 0.8, None]}
     )
     (axis,) = plotting.show_sweep(table, ["epochs", "seed"]).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2"]  # the best on top
