@@ -194,7 +194,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.network, settings)
         batches = -(-len(self.shown) // settings.batch_size)
         self.scheduler = make_scheduler(self.optimiser, settings, settings.epochs * batches)
-        self.history, self.best, self.midway = [], -1.0, False
+        self.history, self.best, self.midway, self.saved = [], -1.0, False, resume
         if resume:
             self.load_state(checkpoints.load_checkpoint(self.folder / "last.pt"))
 
@@ -232,7 +232,7 @@ class Trainer:
         self.history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
         if parallel.rank() == 0:
             self.save()
-        self.midway = False
+        self.midway, self.saved = False, True
         return self.history[-1]
 
     def epochs(self):
@@ -241,7 +241,7 @@ class Trainer:
         After an interruption in the middle of an epoch, it goes back to the end of the one before.
         """
         if self.midway:
-            self.begin(resume=len(self.history) > 0)
+            self.begin(resume=self.saved)
         while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
             yield self.run_epoch()
 

@@ -585,6 +585,17 @@ def test_a_loop_that_is_interrupted_in_an_epoch_and_run_again_ends_bit_by_bit_as
     assert_same_run(run_dir, uninterrupted)
 
 
+def test_an_interrupted_first_epoch_does_not_go_on_from_an_older_training(run_dir, uninterrupted, monkeypatch):
+    train(run_dir, replace(SMALL, epochs=2))
+    trainer = training.Trainer(run_dir, SMALL)
+    monkeypatch.setattr(trainer, "save", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_epoch()
+    monkeypatch.undo()
+    list(trainer.epochs())
+    assert_same_run(run_dir, uninterrupted)
+
+
 def test_a_batch_larger_than_the_split_is_refused_before_training(run_dir):
     with pytest.raises(FetalsegError) as error:
         training.Trainer(run_dir, replace(SMALL, batch_size=25))
