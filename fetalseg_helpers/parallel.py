@@ -1,5 +1,6 @@
 """One training in several processes, as torchrun starts them; in a single process all of this does nothing."""
 
+import gc
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -37,6 +38,7 @@ def joined():
         yield
         distributed.barrier()
     finally:
+        gc.collect()  # a network that is still shared at the end of Python would take the process down with it
         distributed.destroy_process_group()
 
 

@@ -52,6 +52,14 @@ def pictures(count, **options):
 
 PROBABILITY = np.random.default_rng(1).random((54, 80))
 TRANSFER = pd.DataFrame({"pairs": [0, 16, 64], "a": [np.nan, 0.9, 0.95], "b": [0.8, 0.95, 0.96]})
+SWEPT = pd.DataFrame(
+    [
+        {"run": f"{rate}{schedule}{seed}", "learning_rate": rate, "schedule": schedule, "seed": seed, "valid_dice": 0.9}
+        for rate in (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008)
+        for schedule in ("one-cycle", "constant")
+        for seed in range(2)
+    ]
+)
 CASES = {
     "show_images one": lambda: pictures(1),
     "show_images six": lambda: pictures(6, pixels=True),
@@ -81,6 +89,7 @@ CASES = {
     "show_transfer": lambda: plotting.show_transfer(
         TRANSFER, "pairs", {"a": "from nothing", "b": "tuned"}, "pairs", ID
     ),
+    "show_sweep": lambda: plotting.show_sweep(SWEPT, ["learning_rate", "schedule", "seed"]),
     "new_figure": lambda: plotting.new_figure(2, 2, height=99)[0],
 }
 
