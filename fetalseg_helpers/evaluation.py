@@ -11,7 +11,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from fetalseg_helpers import loading, preprocessing
-from fetalseg_helpers.workspace import FetalsegError, run_folder, write_json, write_png, write_table
+from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, run_folder, write_json, write_png, write_table
 
 SCORE_COLUMNS = ["image_id", "examination", "dice", "iou", "truth_pixels", "predicted_pixels"]
 
@@ -153,9 +153,9 @@ def predict_canvases(network, canvases, flip=False, batch_size=8):
     maps = []
     for start in range(0, len(canvases), batch_size):
         x = torch.from_numpy(preprocessing.normalise(canvases[start : start + batch_size]))[:, None].to(device)
-        probability = torch.sigmoid(network(x).float())  # (batch, 1, height, width)
-        if flip:
-            probability = (probability + torch.sigmoid(network(x.flip(-1)).float()).flip(-1)) / 2
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
+            views = [network(x), network(x.flip(-1)).flip(-1)] if flip else [network(x)]
+        probability = sum(torch.sigmoid(view.float()) for view in views) / len(views)  # (batch, 1, height, width)
         maps.append(probability[:, 0].cpu().numpy())
     return np.concatenate(maps)
 

@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from fetalseg_helpers import checkpoints, evaluation, loading, parallel, phantom_set, preprocessing, unet
 from fetalseg_helpers.workspace import (
     FetalsegError,
+    bfloat16_pays,
     choose_device,
     read_json,
     run_folder,
@@ -132,14 +133,6 @@ def validate(network, dataset, loss_function, batch_size=8, reduced=False):
         predictions = (logits > 0).cpu().numpy()
         scores += [evaluation.dice_score(p, t) for p, t in zip(predictions, masks.numpy() > 0, strict=True)]
     return sum(losses) / len(dataset), float(np.mean(scores))
-
-
-def bfloat16_pays(device):
-    """True where the processor multiplies bfloat16 in hardware; elsewhere it would only slow things down."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    abilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 class Trainer:

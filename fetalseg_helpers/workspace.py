@@ -239,6 +239,16 @@ def choose_device():
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def bfloat16_pays(device):
+    """True where the processor multiplies bfloat16 in hardware; elsewhere it would only slow things down."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
 def seed_everything(seed):
     """Seed Python, NumPy and torch, so that a run on one machine can be repeated."""
     import torch

@@ -18,7 +18,7 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
 
 from fetalseg_helpers import preprocessing, training, unet
-from fetalseg_helpers.workspace import choose_device
+from fetalseg_helpers.workspace import bfloat16_pays, choose_device
 
 KINDS = {  # part of an operation's name in torch
     "convolutions": ("convolution",),
@@ -62,7 +62,7 @@ def timed(work, steps, device):
 def step_of(network, ours, images, masks):
     """A training step and a prediction, as functions."""
     device = images.device
-    reduced = ours and training.bfloat16_pays(device)
+    reduced = ours and bfloat16_pays(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True if ours else None)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
 
