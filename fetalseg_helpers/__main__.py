@@ -131,11 +131,18 @@ def train(data, preset, run_dir, resume, start, parameters):
     from fetalseg_helpers import checkpoints, notebooks, parallel, training, unet, verification
 
     folder = run_folder(Path(run_dir).resolve() if run_dir else f"runs/{preset or 'quick'}")
-    values = notebooks.read_preset(preset or "quick") | {"data": "phantom"} | read_json(folder / "data.json")
+    given = notebooks.parse_parameters(parameters)
+    values = notebooks.read_preset("quick") | {"data": "phantom"} | read_json(folder / "data.json")
+    values |= notebooks.read_preset(preset) if preset else {}
+    state = {}
     if resume and (folder / "last.pt").exists():
         state = checkpoints.load_checkpoint(folder / "last.pt")
-        values |= state["settings"] | {key: state["canvas"][key] for key in CANVAS_KEYS}
-    values |= notebooks.parse_parameters(parameters)
+        kept = state["settings"] | {key: state["canvas"][key] for key in CANVAS_KEYS}
+        for name in kept.keys() & given.keys():
+            if given[name] != kept[name]:
+                raise FetalsegError(f"the stopped training has {name} {kept[name]}: leave {name} out to resume it.")
+        values |= kept
+    values |= given
     unet.check_divisible(values["height"], values["width"], values["depth"])
     if data:
         values["data"] = named(data)
@@ -143,6 +150,8 @@ def train(data, preset, run_dir, resume, start, parameters):
         with parallel.first_alone():
             known = {key: values[key] for key in (*DATA_KEYS, *CANVAS_KEYS) if key in values}
             verification.ensure_verified(folder, **known)
+        if state and parallel.rank() == 0:
+            click.echo(f"{shown(folder / 'last.pt')}: going on after epoch {state['epoch']} of {values['epochs']}.")
         history = training.train(folder, training.Settings.of(values), resume, start, report=click.echo)
         if parallel.rank() == 0:
             best = history.valid_dice.max()
@@ -153,7 +162,7 @@ def train(data, preset, run_dir, resume, start, parameters):
 @click.argument("grid", type=click.Path(path_type=Path))
 @click.option("--jobs", default=1, show_default=True, help="How many run at the same time; -1: one per core.")
 @click.option("--out", metavar="DIR", help="Folder of all runs; runs/<name of the grid> by default.")
-@click.option("--dask", metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work instead.")
+@click.option("--dask", metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work, on all its threads.")
 def sweep(grid, jobs, out, dask):
     """Train and evaluate (notebooks 05 and 06) for every combination of a grid, and compare them.
 
@@ -164,17 +173,22 @@ def sweep(grid, jobs, out, dask):
 
     from fetalseg_helpers import plotting, sweep
 
+    if jobs == 0:
+        raise click.UsageError("--jobs 0 would run nothing: give 1 or more, or -1 for one per core.")
     folder = run_folder(Path(out).resolve() if out else f"runs/{grid.stem}")
     if dask:
-        from dask.distributed import Client
-
+        try:
+            from dask.distributed import Client
+        except ImportError as error:
+            raise FetalsegError("--dask needs Dask: pip install 'dask[distributed]'.") from error
         Client(dask)  # becomes the client that joblib's backend finds
     with joblib.parallel_config(backend="dask" if dask else "loky"):
         table, varied = sweep.sweep(grid, folder, jobs, report=click.echo)
     failed = int((table.problem != "").sum())
     if failed < len(table):
         plotting.save(plotting.show_sweep(table, varied), folder / "sweep.png")
-        click.echo(table.drop(columns="problem").round(4).to_string(index=False))
+        scores = dict.fromkeys((*sweep.SCORES, "dice_low", "dice_high", "valid_dice", "seconds"), 4)
+        click.echo(table.drop(columns="problem").round(scores).to_string(index=False))
     click.echo(
         f"{len(table) - failed} of {len(table)} runs complete; table and figure: {shown(folder)}/sweep.csv, .png"
     )

@@ -54,6 +54,8 @@ def load_checkpoint(path):
         with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it writes
             whole = file.testzip() is None
         whole = whole and state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
+    except PermissionError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise FetalsegError(f"{shown(path)} is no checkpoint of this course, or it is damaged: train again.") from error
     if not whole:

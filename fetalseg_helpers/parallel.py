@@ -32,7 +32,10 @@ def joined():
         return
     device = choose_device()
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= gpus:
+            raise FetalsegError(f"process {place} has no GPU of its own, there are {gpus}: start {gpus} at most.")
+        torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
@@ -54,7 +57,9 @@ def first_alone():
 
 def share(network):
     """The network whose gradients are averaged over the processes (DistributedDataParallel); itself if there is one."""
-    return torch.nn.parallel.DistributedDataParallel(network) if count() > 1 else network
+    if count() == 1:
+        return network
+    return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)  # `average_buffers` does more
 
 
 def share_of_batch(batch_size):

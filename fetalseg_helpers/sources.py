@@ -66,18 +66,44 @@ def find_data(data, run_dir, phantoms=400):
         If the folder is missing. The sentence says how to get it.
     """
     if data == "phantom":
-        folder = run_folder(run_dir) / f"phantom_{phantoms}"
-        if (run_folder(run_dir).parent / folder.name).exists():
-            return run_folder(run_dir).parent / folder.name
-        if not folder.exists():
-            print(f"{phantoms} phantom frames are being made in {shown(folder)}.")
-            phantom_set.write_phantoms(folder, count=phantoms, seed=0)
-        return folder
+        return find_phantoms(run_dir, phantoms)
     folder = data_folder(data) if data in DOWNLOADS else project_root() / Path(data).expanduser()
     if not folder.is_dir():
         remedy = f"run: python -m fetalseg_helpers fetch {data}" if data in DOWNLOADS else "check the path"
         raise FetalsegError(f"{shown(folder)} is not a folder: {remedy}, or use data = 'phantom'.")
     return folder
+
+
+def find_phantoms(run_dir, count, added=False):
+    """Phantoms in a run folder, or beside it, where several runs share them; made at first.
+
+    Parameters
+    ----------
+    run_dir : str or Path
+    count : int
+    added : bool
+        Not those that are a data set of their own, with a few defects to find, but others, without a defect, to be
+        trained on beside the images of a data set.
+    """
+    folder = run_folder(run_dir)
+    for home in (folder, folder.parent):
+        if (home / phantoms_name(count, added) / phantom_set.DATA_FOLDER).is_dir():
+            return home / phantoms_name(count, added)
+    return make_phantoms(folder, count, added)
+
+
+def make_phantoms(home, count, added=False):
+    """Make phantoms in the folder `home`, named as by `find_phantoms`, unless they are there; returns their folder."""
+    folder = home / phantoms_name(count, added)
+    if not folder.exists():
+        print(f"{count} phantom frames{' to train on as well' * added} are being made in {shown(folder)}.")
+        phantom_set.write_phantoms(folder, count=count, seed=int(added), defects=not added)
+    return folder
+
+
+def phantoms_name(count, added):
+    """Name of a folder of phantoms."""
+    return f"{'added_' * added}phantom_{count}"
 
 
 def fetch(name, folder=None, downloads=None):

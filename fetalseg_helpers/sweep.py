@@ -9,7 +9,6 @@ import yaml
 
 from fetalseg_helpers import notebooks, sources
 from fetalseg_helpers.workspace import (
-    PARAMETERS,
     FetalsegError,
     check_parameters,
     read_json,
@@ -19,6 +18,7 @@ from fetalseg_helpers.workspace import (
 )
 
 LESSONS = ("05_training.ipynb", "06_evaluation.ipynb")
+RESULTS = ("metrics.json", "history.csv", "last.pt", "checkpoint.pt", f"notebooks/{LESSONS[-1]}")
 SCORES = ("mean_dice", "mean_iou", "worst_dice", "images")
 
 
@@ -47,10 +47,11 @@ def read_grid(path):
         raise FetalsegError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(grid, dict) or not grid:
         raise FetalsegError(f"{path} holds no parameters: write lines such as 'learning_rate: [0.001, 0.004]'.")
-    base = {"data": "phantom"} | notebooks.read_preset(str(grid.pop("preset", "quick")))
+    base = notebooks.read_preset("quick") | notebooks.read_preset(str(grid.pop("preset", "quick")))
     lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
+    known = {name for path in lessons() for name in notebooks.read_parameters(path)} - {"run_dir", "resume"}
     for name, values in lists.items():
-        if name not in PARAMETERS or name in ("run_dir", "resume"):
+        if name not in known:
             raise FetalsegError(f"{path}: '{name}' is not a parameter that can be varied.")
         if not values:
             raise FetalsegError(f"{path}: {name} has no value.")
@@ -58,6 +59,11 @@ def read_grid(path):
             check_parameters(**{name: value})
     combinations = [base | dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
     return combinations, [name for name, values in lists.items() if len(values) > 1]
+
+
+def lessons():
+    """Paths of the two notebooks."""
+    return [path for path in notebooks.lessons() if path.name in LESSONS]
 
 
 def run_name(values, varied):
@@ -75,17 +81,16 @@ def run_combination(folder, values):
     (str, str)
         The folder's name, and a sentence if it failed, '' if all went well.
     """
-    folder = run_folder(folder)
-    same = read_json(folder / "values.json") == values
-    if same and (folder / "notebooks" / LESSONS[-1]).exists():
-        return folder.name, ""
-    for old in () if same else ("metrics.json", f"notebooks/{LESSONS[-1]}"):  # results of other values
-        (folder / old).unlink(missing_ok=True)
-    write_json(folder / "values.json", values)
-    lessons = {path.name: path for path in notebooks.lessons()}
+    folder = Path(folder)
     try:
-        for name in LESSONS:
-            notebooks.run_lesson(lessons[name], folder, values | {"resume": same})
+        same = read_json(run_folder(folder) / "values.json") == values
+        if same and (folder / "notebooks" / LESSONS[-1]).exists():
+            return folder.name, ""
+        for old in () if same else RESULTS:  # of other values
+            (folder / old).unlink(missing_ok=True)
+        write_json(folder / "values.json", values)
+        for path in lessons():
+            notebooks.run_lesson(path, folder, values | {"resume": same})
     except FetalsegError as error:
         return folder.name, str(error)
     except Exception as error:  # of a kernel or of papermill: the other combinations go on
@@ -104,7 +109,7 @@ def sweep(grid, folder, jobs=1, report=print):
         Each combination gets a folder below it.
     jobs : int
         How many run at the same time, under joblib's current backend: processes of this machine, or, inside
-        `joblib.parallel_config(backend="dask")`, those of a cluster.
+        `joblib.parallel_config(backend="dask")`, those of a cluster, which then decides itself how many.
     report : callable
         Told a line after each combination.
 
@@ -121,13 +126,19 @@ def sweep(grid, folder, jobs=1, report=print):
     names = [run_name(values, varied) for values in combinations]
     if len(set(names)) < len(names):
         raise FetalsegError(f"{grid}: two combinations would share the folder {max(names, key=names.count)}.")
-    for values in combinations:
-        sources.find_data(values["data"], folder, values.get("phantoms", 400))  # once, not in each process
+    for values in combinations:  # once, not in each process
+        if values["data"] == "phantom":
+            sources.make_phantoms(folder, values["phantoms"])
+        else:
+            sources.find_data(values["data"], folder)
+        if values["added_phantoms"]:
+            sources.make_phantoms(folder, values["added_phantoms"], added=True)
     tasks = [
         joblib.delayed(run_combination)(folder / name, values) for name, values in zip(names, combinations, strict=True)
     ]
     problems = {}
-    for name, problem in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+    run = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # a line as soon as one is done
+    for name, problem in run(tasks):
         problems[name] = problem
         report(f"{len(problems)}/{len(tasks)} {name}: {problem or 'done'}")
     rows = [

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from fetalseg_helpers import checkpoints, evaluation, loading, parallel, phantom_set, preprocessing, unet
+from fetalseg_helpers import checkpoints, evaluation, loading, parallel, preprocessing, sources, unet
 from fetalseg_helpers.workspace import (
     FetalsegError,
     bfloat16_pays,
@@ -22,7 +22,6 @@ from fetalseg_helpers.workspace import (
     write_table,
 )
 
-ADDED_SEED = 1  # of phantoms beside the training images; those of the data set have seed 0
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
 
 
@@ -177,7 +176,7 @@ class Trainer:
 
     def begin(self, resume):
         """Set up network, optimiser and history: those of `last.pt`, or new ones."""
-        settings = self.settings
+        settings, self.midway = self.settings, True
         seed_everything(settings.seed)
         self.network = unet.make_network(settings.base_channels, settings.depth, settings.normalisation, self.device)
         resume = resume and (self.folder / "last.pt").exists()
@@ -187,9 +186,12 @@ class Trainer:
         self.optimiser = make_optimiser(self.network, settings)
         batches = -(-len(self.shown) // settings.batch_size)
         self.scheduler = make_scheduler(self.optimiser, settings, settings.epochs * batches)
-        self.history, self.best, self.midway, self.saved = [], -1.0, False, resume
+        self.history, self.best, self.saved = [], -1.0, resume
         if resume:
             self.load_state(checkpoints.load_checkpoint(self.folder / "last.pt"))
+            if parallel.rank() == 0:
+                self.write_history()  # a training that was killed before it could
+        self.midway = False
 
     def positive_weight(self):
         """Background pixels for each tumor pixel, over the training masks."""
@@ -235,6 +237,10 @@ class Trainer:
         """
         if self.midway:
             self.begin(resume=self.saved)
+        return self.remaining_epochs()
+
+    def remaining_epochs(self):
+        """The loop of `epochs`."""
         while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
             yield self.run_epoch()
 
@@ -244,13 +250,15 @@ class Trainer:
         return len(scores) - 1 - int(np.argmax(scores)) if scores else 0
 
     def identity(self):
-        """What a checkpoint belongs to: the settings, the canvas and the prepared images, by name and content."""
-        prepared = self.folder / "prepared"
+        """What a checkpoint belongs to: settings, canvas, number of processes, and images by name and content."""
+        homes = [self.folder, self.folder / "added"][: len(self.parts)]
+        arrays = [home / "prepared" / name for home in homes for name in ("images.npy", "masks.npy")]
         return {
             "settings": asdict(self.settings),
             "canvas": self.canvas,
-            "train_images": list(self.train_set.index.image_id),
-            "pixels": [loading.fingerprint(prepared / name) for name in ("images.npy", "masks.npy")],
+            "processes": parallel.count(),
+            "images": [list(images.index.image_id) for images in (*self.parts, self.valid_set)],
+            "pixels": [loading.fingerprint(path) for path in arrays],
         }
 
     def save(self):
@@ -259,12 +267,18 @@ class Trainer:
             leftover.unlink()
         state = self.belongs_to | {"epoch": len(self.history), "valid_dice": self.history[-1]["valid_dice"]}
         state["network"] = self.network.state_dict()
+        if state["epoch"] == 1:  # what an older training left must not go on from here
+            (self.folder / "last.pt").unlink(missing_ok=True)
         if state["valid_dice"] > self.best:
             self.best = state["valid_dice"]
             checkpoints.save_checkpoint(self.folder / "checkpoint.pt", state)
         state |= {"history": self.history, "best": self.best}
         state |= {"optimiser": self.optimiser.state_dict(), "scheduler": self.scheduler.state_dict()}
         checkpoints.save_checkpoint(self.folder / "last.pt", state)
+        self.write_history()
+
+    def write_history(self):
+        """Write `history.csv`."""
         write_table(self.folder / "history.csv", pd.DataFrame(self.history, columns=HISTORY_COLUMNS))
 
     def load_state(self, state):
@@ -275,8 +289,11 @@ class Trainer:
         if other:
             was = ", ".join(f"{name} {state['settings'].get(name)}" for name in other)
             raise FetalsegError(f"{path} was made with {was}: give the same to resume, or train anew without resume.")
-        if any(state[name] != mine[name] for name in ("canvas", "train_images", "pixels")):
+        if any(state.get(name) != mine[name] for name in ("canvas", "images", "pixels")):
             raise FetalsegError(f"{path} was made from other data or at another size: train anew without resume.")
+        if state.get("processes") != mine["processes"] or "optimiser" not in state:
+            was = f"in {state.get('processes')} processes" if "optimiser" in state else "as checkpoint.pt"
+            raise FetalsegError(f"{path} was written {was}: resume in as many, or train anew without resume.")
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -288,13 +305,9 @@ def added_phantoms(folder, canvas, settings):
 
     They are other ones than those of the data set `phantom`, without planted defects, and none is held out.
     """
-    home = folder / "added"
-    data = home / f"phantom_{settings.added_phantoms}"
-    if not data.exists():
-        print(f"{settings.added_phantoms} phantom frames to train on as well are being made in {shown(data)}.")
-        phantom_set.write_phantoms(data, settings.added_phantoms, seed=ADDED_SEED, defects=False)
+    home, data = folder / "added", sources.find_phantoms(folder, settings.added_phantoms, added=True)
     size = {name: canvas[name] for name in ("width", "height", "fit")}
-    preprocessing.ensure_prepared(home, **size, data=str(data), seed=0)
+    preprocessing.ensure_prepared(home, **size, data=str(data.resolve()), seed=0)
     return preprocessing.PreparedDataset(home, None, settings.augmented, settings.seed)
 
 

@@ -231,12 +231,13 @@ def write_png(path, image):
 
 
 def choose_device():
-    """The fastest torch device at hand: CUDA, then Apple's MPS, then the CPU."""
+    """The fastest torch device at hand: CUDA, then Apple's MPS (for a single process), then the CPU."""
     import torch
 
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    alone = not torch.distributed.is_initialized()
+    return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
 
 
 def bfloat16_pays(device):

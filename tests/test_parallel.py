@@ -87,7 +87,7 @@ def options(settings):
 
 
 def test_the_command_under_torchrun_learns_what_one_process_learns(prepared):
-    chosen = replace(SETTINGS, normalisation="batch")  # each process normalises its own share of a batch
+    chosen = replace(SETTINGS, normalisation="batch", epochs=25)  # each process normalises its own share of a batch
     found = {}
     for name, processes in (("one", 1), ("two", 2)):
         command = ["-m", "fetalseg_helpers", "train", "--run-dir", str(prepared / name), *options(chosen)]
@@ -95,7 +95,7 @@ def test_the_command_under_torchrun_learns_what_one_process_learns(prepared):
         assert len(lines) == chosen.epochs + 1, lines  # one writer, one voice
         found[name] = pd.read_csv(prepared / name / "history.csv").valid_dice.max()
         checkpoints.load_network(prepared / name / "checkpoint.pt")
-    assert min(found.values()) > 0.8 and abs(found["one"] - found["two"]) < 0.02, found
+    assert min(found.values()) > 0.8 and abs(found["one"] - found["two"]) < 0.01, found
 
 
 def test_a_stopped_training_of_two_processes_goes_on_in_two(prepared):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fetalseg_helpers import checkpoints, evaluation, notebooks, preprocessing, training, unet
+from fetalseg_helpers import checkpoints, evaluation, notebooks, preprocessing, training, unet, widgets
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -594,6 +594,33 @@ def test_an_interrupted_first_epoch_does_not_go_on_from_an_older_training(run_di
     monkeypatch.undo()
     list(trainer.epochs())
     assert_same_run(run_dir, uninterrupted)
+
+
+def test_an_epoch_whose_saving_failed_is_shown_once_when_the_cell_runs_again(run_dir, uninterrupted, monkeypatch):
+    trainer = training.Trainer(run_dir, SMALL)
+    trainer.run_epoch()
+    monkeypatch.setattr(trainer, "save", lambda: (_ for _ in ()).throw(FetalsegError("the disk is full.")))
+    with pytest.raises(FetalsegError, match="full"):
+        list(trainer.epochs())
+    monkeypatch.undo()
+    rows = widgets.watch(trainer.epochs(), SMALL.epochs, None, lambda row: "", trainer.history)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_history_that_was_not_written_any_more_is_written_when_resuming(run_dir, uninterrupted):
+    train(run_dir, SMALL)
+    history = run_dir / "history.csv"
+    history.write_text("\n".join(history.read_text().splitlines()[:-1]) + "\n")
+    train(run_dir, SMALL, resume=True)
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_the_best_checkpoint_is_no_training_to_go_on_with(run_dir, uninterrupted):
+    shutil.copy(uninterrupted / "checkpoint.pt", run_dir / "last.pt")
+    with pytest.raises(FetalsegError) as error:
+        training.Trainer(run_dir, SMALL, resume=True)
+    assert_one_sentence(error, "last.pt", "checkpoint.pt")
 
 
 def test_a_batch_larger_than_the_split_is_refused_before_training(run_dir):
