@@ -1,11 +1,13 @@
 """The loss, the loop, and a training that can be stopped at any moment and go on to the bit."""
 
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
@@ -240,9 +242,21 @@ class Trainer:
         return self.remaining_epochs()
 
     def remaining_epochs(self):
-        """The loop of `epochs`."""
-        while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
-            yield self.run_epoch()
+        """The loop of `epochs`, in one process at a time."""
+        with self.alone() if parallel.rank() == 0 else nullcontext():
+            while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
+                yield self.run_epoch()
+
+    @contextmanager
+    def alone(self):
+        """Keep other processes from training in this run folder; the system lets go of it if this one is killed."""
+        try:
+            with FileLock(self.folder / ".training.lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise FetalsegError(
+                f"{shown(self.folder)} is being trained in by another process: wait for it, or choose another run_dir."
+            ) from error
 
     def epochs_since_best(self):
         """How many epochs have passed since the best validation Dice."""

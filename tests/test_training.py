@@ -793,6 +793,18 @@ def test_a_training_killed_at_any_moment_leaves_whole_files_and_resumes(run_dir)
     assert resumed.run_epoch()["epoch"] == last["epoch"] + 1 >= 4
 
 
+def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_leaves_it_free(run_dir, uninterrupted):
+    process = child("training.train(run_dir, replace(settings, epochs=9999, patience=9999))", run_dir)
+    process.stdout.readline()
+    with pytest.raises(FetalsegError) as error:
+        train(run_dir, SMALL)
+    assert_one_sentence(error, "another process")
+    process.kill()
+    process.communicate(timeout=60)
+    train(run_dir, SMALL)
+    assert_same_run(run_dir, uninterrupted)
+
+
 @needs_posix
 def test_a_full_disk_while_saving_gives_one_sentence_and_leaves_the_old_checkpoints(run_dir):
     training.Trainer(run_dir, SMALL).run_epoch()
