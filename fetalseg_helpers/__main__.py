@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from fetalseg_helpers.workspace import FetalsegError, read_json, run_folder, shown
+from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, read_json, run_folder, shown
 
 DATA_KEYS = ("data", "seed", "phantoms", "split_by")
-CANVAS_KEYS = ("width", "height", "fit")
 parameter_option = click.option(
     "-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of a notebook; may be repeated."
 )
@@ -187,8 +186,8 @@ def sweep(grid, jobs, out, dask):
     failed = int((table.problem != "").sum())
     if failed < len(table):
         plotting.save(plotting.show_sweep(table, varied), folder / "sweep.png")
-        scores = dict.fromkeys((*sweep.SCORES, "dice_low", "dice_high", "valid_dice", "seconds"), 4)
-        click.echo(table.drop(columns="problem").round(scores).to_string(index=False))
+        shortened = dict.fromkeys(table.columns.drop(varied), 4)
+        click.echo(table.drop(columns="problem").round(shortened).to_string(index=False))
     click.echo(
         f"{len(table) - failed} of {len(table)} runs complete; table and figure: {shown(folder)}/sweep.csv, .png"
     )

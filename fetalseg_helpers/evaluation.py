@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
-from fetalseg_helpers import loading, preprocessing
+from fetalseg_helpers import anatomy, loading, preprocessing
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, run_folder, write_json, write_png, write_table
 
 SCORE_COLUMNS = ["image_id", "examination", "dice", "iou", "truth_pixels", "predicted_pixels"]
@@ -116,10 +116,9 @@ def fit_ellipse(mask, least_overlap=0.8):
     (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
     if not np.isfinite([x, y, *diameters]).all():
         return mask
-    turn = np.deg2rad(angle)
-    across, down = np.meshgrid(np.arange(width) - x, np.arange(height) - y)
-    u = (across * np.cos(turn) + down * np.sin(turn)) / (diameters[0] / 2 + 0.5)  # pixels reach half beyond centres
-    v = (down * np.cos(turn) - across * np.sin(turn)) / (diameters[1] / 2 + 0.5)
+    half_axes = (diameter / 2 + 0.5 for diameter in diameters)  # pixels reach half beyond their centres
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    u, v = anatomy.ellipse_coordinates((x, y, *half_axes, angle), columns, rows)
     ellipse = (u * u + v * v <= 1).astype(np.uint8)
     return ellipse if dice_score(ellipse, mask) >= least_overlap else mask
 

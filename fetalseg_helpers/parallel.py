@@ -48,7 +48,7 @@ def joined():
 @contextmanager
 def first_alone():
     """Let process 0 do the block first and the others after it, when they find what it has made."""
-    if count() > 1 and rank() > 0:
+    if rank() > 0:
         distributed.barrier()
     yield
     if count() > 1 and rank() == 0:

@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from fetalseg_helpers import checkpoints, evaluation, loading, parallel, preprocessing, sources, unet
 from fetalseg_helpers.workspace import (
+    CANVAS_KEYS,
     FetalsegError,
     bfloat16_pays,
     choose_device,
@@ -320,7 +321,7 @@ def added_phantoms(folder, canvas, settings):
     They are other ones than those of the data set `phantom`, without planted defects, and none is held out.
     """
     home, data = folder / "added", sources.find_phantoms(folder, settings.added_phantoms, added=True)
-    size = {name: canvas[name] for name in ("width", "height", "fit")}
+    size = {name: canvas[name] for name in CANVAS_KEYS}
     preprocessing.ensure_prepared(home, **size, data=str(data.resolve()), seed=0)
     return preprocessing.PreparedDataset(home, None, settings.augmented, settings.seed)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+CANVAS_KEYS = ("width", "height", "fit")  # what decides the size that the network sees
 PACKAGES = ("torch", "numpy", "opencv-python", "matplotlib", "pandas")
 
 

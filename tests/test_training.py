@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fetalseg_helpers import checkpoints, evaluation, notebooks, preprocessing, training, unet, widgets
+from fetalseg_helpers import checkpoints, evaluation, notebooks, preprocessing, training, unet, widgets, workspace
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -685,7 +685,7 @@ def test_added_phantoms_are_trained_on_beside_the_images_and_never_validated_on(
 
 def test_one_step_of_the_reference_preset_on_an_unscaled_frame(tmp_path, clean_phantoms):
     preset = notebooks.read_preset("reference")
-    canvas = {name: preset[name] for name in ("width", "height", "fit")}
+    canvas = {name: preset[name] for name in workspace.CANVAS_KEYS}
     preprocessing.ensure_prepared(tmp_path, **canvas, data=str(clean_phantoms), seed=0)
     settings = training.Settings.of(preset)
     trainer = training.Trainer(tmp_path, settings)

@@ -18,7 +18,7 @@ from fetalseg_helpers import phantom_set, plotting
 CHILD = """
 import sys, time, threading
 from pathlib import Path
-from fetalseg_helpers import loading, parallel, preprocessing, training
+from fetalseg_helpers import loading, preprocessing, training
 folder, data, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def anonymous():  # memory of this process alone; pages of a mapped file belong to the system's cache

@@ -28,10 +28,10 @@ from fetalseg_helpers import (
     unet,
     verification,
 )
+from fetalseg_helpers.workspace import CANVAS_KEYS
 
 STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from nothing and pretrained
 TUNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 none was clearly better on the validation images, with 16 pairs
-CANVAS = ("width", "height", "fit")
 
 
 @click.command()
@@ -43,7 +43,7 @@ def main(data, out, count, repeats):
     """Measure what phantoms are worth on real frames."""
     out = out.resolve()
     preset = notebooks.read_preset("laptop")
-    settings = training.Settings.of(preset)
+    settings = replace(training.Settings.of(preset), added_phantoms=0, epochs=28, patience=28)  # as in the README
     folder, run = out / f"phantom_{count}", out / "run"
     if not folder.exists():
         started = time.perf_counter()
@@ -51,13 +51,13 @@ def main(data, out, count, repeats):
         print(f"{count} phantoms in {time.perf_counter() - started:.0f} s", flush=True)
     if not (run / "history.csv").exists() or len(pd.read_csv(run / "history.csv")) < settings.epochs:
         loading.write_manifest(run, data=str(folder))
-        preprocessing.prepare(run, **{name: preset[name] for name in CANVAS})
+        preprocessing.prepare(run, **{name: preset[name] for name in CANVAS_KEYS})
         training.train(run, settings, resume=True, report=lambda line: print(line, flush=True))
     network, state = checkpoints.load_network(run / "checkpoint.pt")
 
     real = out / "real"
     verification.ensure_verified(real, data=str(data.resolve()), seed=0)
-    preprocessing.ensure_prepared(real, **{name: preset[name] for name in CANVAS})
+    preprocessing.ensure_prepared(real, **{name: preset[name] for name in CANVAS_KEYS})
     pairs = pd.concat([evaluation.usable_pairs(real, split) for split in ("train", "valid", "test")])
     scores = evaluation.score_pairs(network, pairs, state["canvas"], flip=True)
     scores.to_csv(out / "real.csv", index=False)
@@ -73,7 +73,7 @@ def main(data, out, count, repeats):
             for how in ("from nothing", "from phantoms"):
                 torch.manual_seed(repeat)
                 fresh = (
-                    unet.make_network(settings.base_channels, settings.depth, settings.normalisation)
+                    unet.make_network(*(state["settings"][name] for name in checkpoints.ARCHITECTURE))
                     if how == "from nothing"
                     else copy.deepcopy(network)
                 )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from fetalseg_helpers import checkpoints, evaluation, notebooks, plotting, training, verification
+from fetalseg_helpers.workspace import CANVAS_KEYS
 
 BUDGETS = {  # what differs from the preset `laptop`
     "one": {"width": 96, "height": 64, "added_phantoms": 0, "epochs": 10},
@@ -36,7 +37,7 @@ def main():
         values = notebooks.read_preset("laptop") | BUDGETS[budget] | {"seed": arguments.seed}
         values["patience"] = values["epochs"]
         run_dir = out / f"{budget}_seed_{arguments.seed}"
-        canvas = {name: values[name] for name in ("width", "height", "fit")}
+        canvas = {name: values[name] for name in CANVAS_KEYS}
         verification.ensure_verified(run_dir, **canvas, data=str(arguments.data.resolve()), seed=arguments.seed)
         history = training.train(run_dir, training.Settings.of(values), resume=True)
         tables.append(history.assign(budget=budget, elapsed=history.seconds.cumsum()))
