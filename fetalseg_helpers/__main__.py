@@ -127,7 +127,7 @@ def verify(folder):
 @parameter_option
 def train(data, preset, run_dir, resume, start, parameters):
     """Train without notebooks, a line per epoch."""
-    from fetalseg_helpers import checkpoints, notebooks, parallel, training, unet, verification
+    from fetalseg_helpers import checkpoints, notebooks, parallel, trainer, training, unet, verification
 
     folder = run_folder(Path(run_dir).resolve() if run_dir else f"runs/{preset or 'quick'}")
     given = notebooks.parse_parameters(parameters)
@@ -151,7 +151,7 @@ def train(data, preset, run_dir, resume, start, parameters):
             verification.ensure_verified(folder, **known)
         if state and parallel.rank() == 0:
             click.echo(f"{shown(folder / 'last.pt')}: going on after epoch {state['epoch']} of {values['epochs']}.")
-        history = training.train(folder, training.Settings.of(values), resume, start, report=click.echo)
+        history = trainer.train(folder, training.Settings.of(values), resume, start, report=click.echo)
         if parallel.rank() == 0:
             best = history.valid_dice.max()
             click.echo(f"best validation Dice {best:.4f}, kept in {shown(folder / 'checkpoint.pt')}.")

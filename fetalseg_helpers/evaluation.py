@@ -71,6 +71,12 @@ def iou_score(prediction, truth):
     return both / union if union else 1.0
 
 
+def label_regions(mask):
+    """Connected regions (8 neighbours) of a mask, numbered from 1, and the number of pixels of each."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return labels, np.bincount(labels.ravel())[1:]
+
+
 def largest_component(mask):
     """Keep the largest connected region (8 neighbours) of a mask; an empty mask stays empty.
 
@@ -82,53 +88,69 @@ def largest_component(mask):
     -------
     numpy.ndarray of uint8, same shape
     """
-    labels, regions = ndimage.label(mask, structure=np.ones((3, 3)))
-    if regions < 2:
-        return (np.asarray(mask) > 0).astype(np.uint8)
-    sizes = np.bincount(labels.ravel())[1:]
-    return (labels == sizes.argmax() + 1).astype(np.uint8)
+    labels, sizes = label_regions(mask)
+    return (labels == sizes.argmax() + 1 if len(sizes) else labels > 0).astype(np.uint8)
 
 
-def fit_ellipse(mask, least_overlap=0.8):
-    """Replace a region by the ellipse that fits its border best, in the sense of least squares.
+def border_ellipse(mask):
+    """The ellipse that fits the border of a region best, in the sense of least squares, as a mask; None if none does.
 
-    Outlines of heads are drawn as ellipses, so this smooths away what the network is unsure of along the border.
     Where the frame cuts the region off, its edge is no border and does not count; the ellipse is cut off there too.
+    """
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    height, width = mask.shape
+    border = np.concatenate([contour[:, 0] for contour in contours] or [np.zeros((0, 2), np.int32)])  # (points, x y)
+    inner = ((border > 0) & (border < (width - 1, height - 1))).all(axis=1)
+    if inner.sum() < 5:  # an ellipse has five degrees of freedom
+        return None
+    (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
+    if not np.isfinite([x, y, *diameters]).all():
+        return None
+    half_axes = (diameter / 2 + 0.5 for diameter in diameters)  # pixels reach half beyond their centres
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    u, v = anatomy.ellipse_coordinates((x, y, *half_axes, angle), columns, rows)
+    return (u * u + v * v <= 1).astype(np.uint8)
+
+
+def fit_ellipse(mask, least_overlap=0.8, least_share=0.2):
+    """Replace a mask by one ellipse: that of the region which is most like its ellipse.
+
+    Outlines of heads are drawn as ellipses, so this smooths away what the network is unsure of along the border; and
+    beside an early head there may lie a body as large as it: of the two, the head is the ellipse.
 
     Parameters
     ----------
     mask : array of {0, 1}, shape (height, width)
-        With one region, as `largest_component` leaves it.
     least_overlap : float
-        Dice of the ellipse with the mask below which the mask is kept: it is no ellipse.
+        Dice of a region with its ellipse; where none reaches it, no region is an ellipse and the mask is kept.
+    least_share : float
+        Of the largest region's pixels; smaller regions are specks, and a speck is always round.
 
     Returns
     -------
     numpy.ndarray of uint8, same shape
     """
     mask = (np.asarray(mask) > 0).astype(np.uint8)
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    height, width = mask.shape
-    border = np.concatenate([contour[:, 0] for contour in contours] or [np.zeros((0, 2), np.int32)])  # (points, x y)
-    inner = ((border > 0) & (border < (width - 1, height - 1))).all(axis=1)
-    if inner.sum() < 5:  # an ellipse has five degrees of freedom
-        return mask
-    (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
-    if not np.isfinite([x, y, *diameters]).all():
-        return mask
-    half_axes = (diameter / 2 + 0.5 for diameter in diameters)  # pixels reach half beyond their centres
-    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
-    u, v = anatomy.ellipse_coordinates((x, y, *half_axes, angle), columns, rows)
-    ellipse = (u * u + v * v <= 1).astype(np.uint8)
-    return ellipse if dice_score(ellipse, mask) >= least_overlap else mask
+    labels, sizes = label_regions(mask)
+    best, overlap = mask, least_overlap
+    for number in np.flatnonzero(sizes >= least_share * sizes.max(initial=0)) + 1:
+        region = (labels == number).astype(np.uint8)
+        ellipse = border_ellipse(region)
+        likeness = -1.0 if ellipse is None else dice_score(ellipse, region)
+        if likeness >= overlap:
+            best, overlap = ellipse, likeness
+    return best
 
 
 def cut(probability, threshold=0.5, keep_largest=True, ellipse=False):
-    """Cut a probability map at a threshold; keep the largest component, or its ellipse, if asked; uint8, 0 and 1."""
+    """Cut a probability map at a threshold; uint8, 0 and 1.
+
+    With `ellipse`, one ellipse takes the mask's place (`fit_ellipse`). Else, or where no region is an ellipse, and with
+    `keep_largest`, the largest region is kept.
+    """
     mask = (np.asarray(probability) >= threshold).astype(np.uint8)
-    if keep_largest:
-        mask = largest_component(mask)
-    return fit_ellipse(mask) if ellipse else mask
+    fitted = fit_ellipse(mask) if ellipse else mask
+    return largest_component(fitted) if keep_largest else fitted
 
 
 @torch.inference_mode()

@@ -204,14 +204,17 @@ def arrow(axis, start, end, color, style):
     )
 
 
-def show_history(history, stable=None, title=""):
-    """Losses and validation Dice over the epochs, the point of stabilisation marked."""
+def show_history(history, stable=None, title="", baseline=None):
+    """Losses and validation Dice over the epochs; the point of stabilisation and a baseline's Dice marked."""
     figure, (left, right) = new_figure(1, 2, height=2.8)
     left.plot(history.epoch, history.train_loss, color=BACKGROUND, label="train")
     left.plot(history.epoch, history.valid_loss, color=ACCENT, linestyle="dashed", label="valid")
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.plot(history.epoch, history.valid_dice, color=ACCENT, linestyle="dashed", label="valid")
-    right.set(xlabel="epoch", ylabel="Dice", title="validation Dice", ylim=(min(0.5, history.valid_dice.min()), 1))
+    lowest = min([*history.valid_dice, *([] if baseline is None else [baseline])], default=0.5)
+    right.set(xlabel="epoch", ylabel="Dice", title="validation Dice", ylim=(max(0.0, lowest - 0.05), 1))
+    if baseline is not None:
+        right.axhline(baseline, color=BACKGROUND, label=f"mean mask {baseline:.2f}")
     if stable is not None:
         right.axvline(stable, color=PREDICTION, linestyle="dotted", label=f"stable from epoch {stable}")
     left.legend(fontsize=8)

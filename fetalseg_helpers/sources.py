@@ -74,36 +74,22 @@ def find_data(data, run_dir, phantoms=400):
     return folder
 
 
-def find_phantoms(run_dir, count, added=False):
-    """Phantoms in a run folder, or beside it, where several runs share them; made at first.
-
-    Parameters
-    ----------
-    run_dir : str or Path
-    count : int
-    added : bool
-        Not those that are a data set of their own, with a few defects to find, but others, without a defect, to be
-        trained on beside the images of a data set.
-    """
+def find_phantoms(run_dir, count):
+    """Folder of the phantoms in a run folder, or beside it, where several runs share them; made at first."""
     folder = run_folder(run_dir)
     for home in (folder, folder.parent):
-        if (home / phantoms_name(count, added) / phantom_set.DATA_FOLDER).is_dir():
-            return home / phantoms_name(count, added)
-    return make_phantoms(folder, count, added)
+        if (home / f"phantom_{count}" / phantom_set.DATA_FOLDER).is_dir():
+            return home / f"phantom_{count}"
+    return make_phantoms(folder, count)
 
 
-def make_phantoms(home, count, added=False):
-    """Make phantoms in the folder `home`, named as by `find_phantoms`, unless they are there; returns their folder."""
-    folder = home / phantoms_name(count, added)
+def make_phantoms(home, count):
+    """Make phantoms in `phantom_<count>` of the folder `home`, unless they are there; returns their folder."""
+    folder = home / f"phantom_{count}"
     if not folder.exists():
-        print(f"{count} phantom frames{' to train on as well' * added} are being made in {shown(folder)}.")
-        phantom_set.write_phantoms(folder, count=count, seed=int(added), defects=not added)
+        print(f"{count} phantom frames are being made in {shown(folder)}.")
+        phantom_set.write_phantoms(folder, count=count, seed=0)
     return folder
-
-
-def phantoms_name(count, added):
-    """Name of a folder of phantoms."""
-    return f"{'added_' * added}phantom_{count}"
 
 
 def fetch(name, folder=None, downloads=None):

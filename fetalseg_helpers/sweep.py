@@ -131,8 +131,6 @@ def sweep(grid, folder, jobs=1, report=print):
             sources.make_phantoms(folder, values["phantoms"])
         else:
             sources.find_data(values["data"], folder)
-        if values["added_phantoms"]:
-            sources.make_phantoms(folder, values["added_phantoms"], added=True)
     tasks = [
         joblib.delayed(run_combination)(folder / name, values) for name, values in zip(names, combinations, strict=True)
     ]

@@ -73,14 +73,18 @@ def watch(rows, total, draw, line, earlier=()):
     list of dict
         All rows.
     """
-    seen, curve = list(earlier), None
+    seen, curve, rows = list(earlier), None, iter(rows)
     live = somebody_watches()
-    for row in tqdm(rows, total=total, initial=len(seen), desc="epochs", disable=not live):
-        seen.append(row)
-        if not live:
-            print(line(row))
-        elif curve is None:
-            curve = display(draw(seen), display_id=True)
-        else:
-            curve.update(draw(seen))
+    try:
+        for row in tqdm(rows, total=total, initial=len(seen), desc="epochs", disable=not live):
+            seen.append(row)
+            if not live:
+                print(line(row))
+            elif curve is None:
+                curve = display(draw(seen), display_id=True)
+            else:
+                curve.update(draw(seen))
+    finally:
+        if hasattr(rows, "close"):
+            rows.close()  # a training that is interrupted while the curve is drawn lets go of its folder
     return seen

@@ -50,7 +50,6 @@ PARAMETERS = {
     "bce_weight": Rule(float, 0, 100),
     "foreground_weighting": Rule(bool),
     "augmented": Rule(bool),
-    "added_phantoms": Rule(int, 0, 100_000),
     "patience": Rule(int, 1, 10_000),
     "resume": Rule(bool),
     "trial_steps": Rule(int, 1, 10_000),

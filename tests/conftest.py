@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fetalseg_helpers.phantom_set import planted_defects, write_phantoms
 
@@ -28,6 +29,15 @@ def planted(phantom_set):
 def clean_phantoms(tmp_path_factory):
     """Folder of 12 phantom frames without defects. Read only."""
     return write_phantoms(tmp_path_factory.mktemp("shared") / "clean", 12, SEED, processes=1, defects=False)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small networks are fastest on one thread, and bit-identical results need the same number everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

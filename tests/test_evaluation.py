@@ -156,6 +156,36 @@ def test_cutting_keeps_the_largest_region_before_its_ellipse_is_fitted():
     assert fitted[100, 150] == 0 and evaluation.dice_score(fitted, ellipse_mask(60, 60, 30, 20, 0)) > 0.98
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "a", "b"), [(150, 60, 20, 16), (30, 60, 20, 16), (150, 24, 20, 16), (150, 60, 26, 56)]
+)
+def test_of_a_head_and_a_body_the_ellipse_of_the_head_is_kept(x, y, a, b):
+    head, body = ellipse_mask(x, y, a, b, 0), np.zeros((120, 180), np.uint8)
+    body[30:90, 60:100], body[70:90, 60:115] = 1, 1  # an L
+    assert head.sum() > 1.5 * body.sum() or body.sum() > 2 * head.sum()
+    fitted = evaluation.cut(0.9 * np.maximum(head, body), keep_largest=True, ellipse=True)
+    assert evaluation.dice_score(fitted, head) > 0.97
+
+
+def test_neither_a_speck_nor_a_band_at_the_edge_is_taken_for_a_head():
+    head = ellipse_mask(60, 60, 40, 30, 0)
+    head[60:, 60:] = 0
+    speck, band = ellipse_mask(150, 60, 9, 7, 0), np.zeros((120, 180), np.uint8)
+    band[:, 179:] = 1
+    for other in (speck, band):
+        fitted = evaluation.fit_ellipse(head | other, least_overlap=0.0, least_share=0.03)
+        assert bool(fitted[60, 150]) == (other is speck)
+        fitted = evaluation.fit_ellipse(head | other, least_overlap=0.0)
+        assert fitted[40, 40] and not fitted[60, 150] and not fitted[:, 170:].any()
+
+
+def test_where_no_region_is_an_ellipse_the_largest_is_kept_as_it_is():
+    cross = np.zeros((60, 120), np.uint8)
+    cross[28:32, :60], cross[:, 28:32], cross[10:14, 80:], cross[:50, 98:102] = 1, 1, 1, 1
+    kept = evaluation.cut(cross, ellipse=True)
+    assert np.array_equal(kept, evaluation.largest_component(cross)) and kept.sum() < cross.sum()
+
+
 def test_the_largest_component_keeps_one_region_whole():
     mask = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]])
     assert evaluation.largest_component(mask).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]

@@ -22,7 +22,7 @@ NAMES = [path.stem for path in LESSONS]
 TAUGHT = {
     "02_preprocessing": ["fill_outline"],
     "04_unet": ["ConvBlock", "Down", "Up", "UNet"],
-    "05_training": ["dice_loss", "combined_loss", "train_one_epoch", "fit"],
+    "05_training": ["dice_loss", "combined_loss", "train_one_epoch", "train_briefly"],
     "06_evaluation": ["dice_score", "iou_score"],
 }
 SMALL = {"phantoms": 24, "seed": 3}

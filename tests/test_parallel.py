@@ -23,10 +23,11 @@ import sys
 from pathlib import Path
 import torch
 from fetalseg_helpers import parallel, training
+from fetalseg_helpers.trainer import Trainer
 run_dir = Path(sys.argv[1])
 def main():  # so that nothing of it is left when the processes part
     settings = training.{replace(SETTINGS, learning_rate=1e-8, schedule="constant", gradient_norm=1e6)!r}
-    trainer = training.Trainer(run_dir, settings)
+    trainer = Trainer(run_dir, settings)
     trainer.reduced = False
     trainer.run_epoch()
     if parallel.rank() == 0:
@@ -105,8 +106,9 @@ def test_a_stopped_training_of_two_processes_goes_on_in_two(prepared):
         f"""
 import sys
 from fetalseg_helpers import parallel, training
+from fetalseg_helpers.trainer import Trainer
 def main():
-    trainer = training.Trainer(sys.argv[1], training.{SETTINGS!r}, resume="resume" in sys.argv)
+    trainer = Trainer(sys.argv[1], training.{SETTINGS!r}, resume="resume" in sys.argv)
     trainer.run_epoch()
     if len(sys.argv) == 2:
         trainer.run_epoch()

@@ -79,6 +79,7 @@ CASES = {
     "draw_unet": lambda: plotting.draw_unet(SHAPES, "The U-Net of 2015, every box as traced"),
     "draw_unet shallow": lambda: plotting.draw_unet(unet.trace_shapes(unet.UNet(2, 1), 16, 16), "shallow"),
     "show_history": lambda: plotting.show_history(history(), 3, "Training on phantoms: 6 epochs"),
+    "show_history with a baseline": lambda: plotting.show_history(history(), 3, ID, 0.41),
     "show_history one epoch": lambda: plotting.show_history(history(1)),
     "show_curve": lambda: plotting.show_curve([0, 1], [0, 1], "threshold", "mean Dice", ID, {"used: 0.5": 0.5}),
     "show_heat_map": lambda: plotting.show_heat_map(image(), PROBABILITY, ellipse(), 0.5, f"{ID}: Dice 0.912"),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import checkpoints, evaluation, loading, preprocessing, training, verification, workspace
+from fetalseg_helpers import checkpoints, evaluation, loading, preprocessing, trainer, training, verification, workspace
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_mended_outlines_are_the_known_ones_and_nothing_else_is_wrong(prepar
 def test_a_short_training_beats_the_baselines(prepared):
     """All background scores 0, the mean mask of the training set about 0.8."""
     settings = training.Settings(epochs=4, base_channels=8, depth=4, learning_rate=4e-3)
-    training.train(prepared, settings)
+    trainer.train(prepared, settings)
     network, state = checkpoints.load_network(workspace.run_folder(prepared) / "checkpoint.pt")
     scores = evaluation.score_pairs(network, evaluation.usable_pairs(prepared), state["canvas"])
     train_set = preprocessing.PreparedDataset(prepared, "train")

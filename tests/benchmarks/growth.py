@@ -18,7 +18,7 @@ from fetalseg_helpers import phantom_set, plotting
 CHILD = """
 import sys, time, threading
 from pathlib import Path
-from fetalseg_helpers import loading, preprocessing, training
+from fetalseg_helpers import loading, preprocessing, trainer, training
 folder, data, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def anonymous():  # memory of this process alone; pages of a mapped file belong to the system's cache
@@ -37,7 +37,7 @@ for phase in ("prepare", "train"):
     if phase == "prepare":
         preprocessing.prepare(folder, 96, 64)
     else:
-        training.train(folder, training.Settings(base_channels=8, depth=4, epochs=1, batch_size=8), report=lambda _: 0)
+        trainer.train(folder, training.Settings(base_channels=8, depth=4, epochs=1, batch_size=8), report=lambda _: 0)
     print("ROW", count, phase, time.perf_counter() - started, highest[phase], anonymous(), sep=",")
 done.set()
 """
@@ -68,8 +68,8 @@ def main():
     for axis, column, label in zip(axes, ("seconds", "highest_megabytes"), ("seconds", "memory, MB"), strict=True):
         for (phase, part), style in zip(table.groupby("phase"), ("solid", "dashed"), strict=True):
             axis.plot(part.phantoms, part[column], marker="o", linestyle=style, label=phase)
-        axis.set(xlabel="phantoms", ylabel=label, ylim=(0, None))
-        axis.legend(fontsize=8)
+        axis.set(xlabel="phantoms", ylabel=label, xlim=(0, None), ylim=(0, 1.15 * table[column].max()))
+    axes[0].legend(fontsize=8)
     plotting.save(figure, out / "growth.png")
 
 

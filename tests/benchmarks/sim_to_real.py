@@ -1,4 +1,4 @@
-"""From phantoms to real frames: train the preset `laptop` on phantoms alone, then fine-tune on a few real pairs.
+"""From phantoms to real frames: train `laptop`'s network on phantoms alone, then fine-tune on a few real pairs.
 
     python tests/benchmarks/sim_to_real.py FOLDER_OF_REAL_DATA --out runs/sim_to_real [--count 2000] [--repeats 2]
 
@@ -24,6 +24,7 @@ from fetalseg_helpers import (
     notebooks,
     phantom_set,
     preprocessing,
+    trainer,
     training,
     unet,
     verification,
@@ -42,8 +43,9 @@ TUNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 none was clearly better on the vali
 def main(data, out, count, repeats):
     """Measure what phantoms are worth on real frames."""
     out = out.resolve()
-    preset = notebooks.read_preset("laptop")
-    settings = replace(training.Settings.of(preset), added_phantoms=0, epochs=28, patience=28)  # as in the README
+    larger = {"width": 192, "height": 128, "epochs": 28, "patience": 28}  # than the preset, as in the README
+    preset = notebooks.read_preset("laptop") | larger
+    settings = training.Settings.of(preset)
     folder, run = out / f"phantom_{count}", out / "run"
     if not folder.exists():
         started = time.perf_counter()
@@ -52,7 +54,7 @@ def main(data, out, count, repeats):
     if not (run / "history.csv").exists() or len(pd.read_csv(run / "history.csv")) < settings.epochs:
         loading.write_manifest(run, data=str(folder))
         preprocessing.prepare(run, **{name: preset[name] for name in CANVAS_KEYS})
-        training.train(run, settings, resume=True, report=lambda line: print(line, flush=True))
+        trainer.train(run, settings, resume=True, report=lambda line: print(line, flush=True))
     network, state = checkpoints.load_network(run / "checkpoint.pt")
 
     real = out / "real"
@@ -78,7 +80,7 @@ def main(data, out, count, repeats):
                     else copy.deepcopy(network)
                 )
                 chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
-                trained = training.fit(fresh, dataset, order[:pairs_seen], steps, chosen)
+                trained = training.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
                 dice = evaluation.score_pairs(trained, test, state["canvas"], flip=True).dice
                 rows.append((pairs_seen, repeat, how, dice.mean(), dice.min()))
                 print(*rows[-1], flush=True)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/throughput.py OUT [--rounds 9] [--channels 16] [--batch 8] [--width 192] [--height 128]
 
-All have four halvings and the same channels on each level; all train on the same batch with the same loss. MONAI's two
-run as its documentation shows them: 32-bit numbers, default layout, torch's Adam. "plain" is this course's network run
-the same way. Written are `throughput.csv`, images per second and the ratio to BasicUNet in the same round, and
-`parts.csv`, where a step of this course's training spends its time. Needs MONAI: pip install monai.
+The networks compared have four halvings and the same channels on each level; all train on the same batch with the same
+loss. MONAI's two run as its documentation shows them: 32-bit numbers, default layout, torch's Adam. "plain" is this
+course's network run the same way. Written are `throughput.csv`, images per second and the ratio to BasicUNet in the
+same round, and `parts.csv`, where a step of this course's training spends its time at `--depth`. Needs MONAI: pip
+install monai.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
 
 from fetalseg_helpers import preprocessing, training, unet
+from fetalseg_helpers.trainer import Trainer
 from fetalseg_helpers.workspace import bfloat16_pays, choose_device
 
 KINDS = {  # part of an operation's name in torch
@@ -108,7 +110,7 @@ def parts(arguments, device):
     run_dir = arguments.out.resolve() / "run"
     preprocessing.ensure_prepared(run_dir, arguments.width, arguments.height, phantoms=60)
     settings = training.Settings(arguments.channels, arguments.depth, batch_size=arguments.batch)
-    trainer = training.Trainer(run_dir, settings)
+    trainer = Trainer(run_dir, settings)
     loader = torch.utils.data.DataLoader(trainer.train_set, arguments.batch)
     step = (trainer.network, loader, trainer.loss_function, trainer.optimiser, trainer.scheduler, 1.0, trainer.reduced)
     training.train_one_epoch(*step)  # warms up
