@@ -203,18 +203,43 @@ def sweep(grid, jobs, out, dask):
 @click.option("--ellipse", is_flag=True, help="Replace each mask by the ellipse fitted to its border.")
 def predict(images, checkpoint, out, threshold, flip, ellipse):
     """Predict a mask for an image or every image of a folder."""
-    from fetalseg_helpers import checkpoints, evaluation
+    from fetalseg_helpers import checkpoints, prediction
 
     if not images.exists():
         raise FetalsegError(f"{images} is not there: give an image or a folder of images.")
     network, state = checkpoints.load_network(checkpoint)
-    written, problems = evaluation.predict_folder(
-        network, state["canvas"], images, out, threshold, flip=flip, ellipse=ellipse
-    )
+    region = "ellipse" if ellipse else "largest"
+    predictor = prediction.make_predictor(network, state["canvas"], threshold, region, flip)
+    written, problems = prediction.predict_folder(predictor, images, out)
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"{written} predictions lie in {out}.")
     sys.exit(1 if problems else 0)
+
+
+@cli.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option("--masks", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Outlines, or masks.")
+@click.option("--pixel-size-csv", type=click.Path(path_type=Path), metavar="FILE", help="Adds the scores in mm.")
+@click.option(
+    "--tolerance", default=5.0, show_default=True, type=click.FloatRange(0), help="Of the surface Dice, in px."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+def evaluate(predictions, masks, pixel_size_csv, tolerance, out):
+    """Score a folder of predicted masks, whoever made them; exit 1 if a mask has no usable prediction.
+
+    Files belong together by name: 12_HC.png or 12_HC_pred.png is a prediction for 12_HC_Annotation.png. Those that are
+    missing, extra, misshapen or unreadable are listed, on the screen and in problems.csv.
+    """
+    from fetalseg_helpers import biometry, folder_scores
+
+    sizes = biometry.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
+    scores, problems = folder_scores.score_folder(predictions, masks, sizes, tolerance)
+    summary = folder_scores.write_scores(out, scores, problems, tolerance)
+    for line in folder_scores.report(scores, problems, summary):
+        click.echo(line)
+    click.echo(f"{len(scores)} of {summary['masks']} masks scored; every score: {shown(out)}/metrics.csv")
+    sys.exit(1 if summary["unscored"] else 0)
 
 
 def main():

@@ -1,19 +1,44 @@
-"""Predictions at the image's own size, Dice and IoU, and how sure a mean over few examinations is."""
+"""Scores of masks at the image's own size: overlap, borders, centroid, area and circumference."""
 
-import json
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
-import torch
 from scipy import ndimage
-from tqdm import tqdm
 
-from fetalseg_helpers import anatomy, loading, preprocessing
-from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, run_folder, write_json, write_png, write_table
+from fetalseg_helpers import biometry, loading, preprocessing, surface
+from fetalseg_helpers.workspace import write_png
 
-SCORE_COLUMNS = ["image_id", "examination", "dice", "iou", "truth_pixels", "predicted_pixels"]
+TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
+
+
+class Metric(NamedTuple):
+    """How a score is called, its unit, and which value of it is the best."""
+
+    label: str
+    unit: str
+    best: float
+
+
+METRICS = {
+    "dice": Metric("Dice", "", 1),
+    "iou": Metric("IoU", "", 1),
+    "precision": Metric("precision", "", 1),
+    "recall": Metric("recall", "", 1),
+    "nsd": Metric("normalised surface Dice", "", 1),
+    "hd95_px": Metric("HD95", "px", 0),
+    "assd_px": Metric("ASSD", "px", 0),
+    "centroid_error_px": Metric("centroid error", "px", 0),
+    "area_error_percent": Metric("area error", "%", 0),
+    "circumference_error_percent": Metric("circumference error", "%", 0),
+    "nsd_mm": Metric(f"normalised surface Dice at {TOLERANCE_MM:g} mm", "", 1),
+    "hd95_mm": Metric("HD95", "mm", 0),
+    "assd_mm": Metric("ASSD", "mm", 0),
+    "centroid_error_mm": Metric("centroid error", "mm", 0),
+    "circumference_error_mm": Metric("circumference error", "mm", 0),
+}
+SIZES = ("truth_pixels", "predicted_pixels", "circumference_px", "truth_circumference_px")
 
 
 def overlap_counts(prediction, truth):
@@ -71,260 +96,144 @@ def iou_score(prediction, truth):
     return both / union if union else 1.0
 
 
-def label_regions(mask):
-    """Connected regions (8 neighbours) of a mask, numbered from 1, and the number of pixels of each."""
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    return labels, np.bincount(labels.ravel())[1:]
-
-
-def largest_component(mask):
-    """Keep the largest connected region (8 neighbours) of a mask; an empty mask stays empty.
+def score_masks(prediction, truth, tolerance=5.0, pixel_mm=np.nan):
+    """Every score of one prediction.
 
     Parameters
     ----------
-    mask : array of {0, 1}, shape (height, width)
+    prediction, truth : array of bool or {0, 1}, shape (height, width)
+    tolerance : float
+        Of the normalised surface Dice, in px.
+    pixel_mm : float
+        Size of a pixel in mm, where it is known; adds the scores in mm.
 
     Returns
     -------
-    numpy.ndarray of uint8, same shape
+    dict
+        The scores of `METRICS`: Dice, IoU, precision (how much of the prediction is tumor) and recall (how much of the
+        tumor is predicted), 0 to 1; those of `surface.surface_scores`; how far the centroid is off; how much too
+        large (+) or small (-) area and circumference are, in % of the truth's. Then the sizes of both masks. Two empty
+        masks agree in everything. Where one is empty, overlap is 0, distances are the frame's diagonal, and an area
+        that should not be there is 100 % too large.
+
+    Raises
+    ------
+    ValueError
+        As `dice_score`.
+
+    Examples
+    --------
+    >>> scores = score_masks([[0, 1, 1, 1]], [[0, 1, 1, 0]])
+    >>> scores["precision"], scores["recall"], scores["area_error_percent"]
+    (0.6666666666666666, 1.0, 50.0)
     """
-    labels, sizes = label_regions(mask)
-    return (labels == sizes.argmax() + 1 if len(sizes) else labels > 0).astype(np.uint8)
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    both, predicted, true = overlap_counts(prediction, truth)
+    agree = float(predicted == true)  # where a score would be 0 / 0
+    known = [] if np.isnan(pixel_mm) else [TOLERANCE_MM / pixel_mm]
+    distances = surface.surface_scores(prediction, truth, [tolerance, *known])
+    sizes = dict.fromkeys(SIZES, 0) | {"truth_pixels": true, "predicted_pixels": predicted}
+    for name, mask in (("circumference_px", prediction), ("truth_circumference_px", truth)):
+        sizes[name] = biometry.head_circumference(mask.astype(np.uint8))
+    off = float(np.hypot(*truth.shape)) * (1 - agree)
+    if predicted and true:
+        off = float(np.hypot(*np.subtract(centroid(prediction), centroid(truth))))
+    scores = {
+        "dice": 2 * both / (predicted + true) if predicted + true else 1.0,
+        "iou": both / (predicted + true - both) if predicted + true else 1.0,
+        "precision": both / predicted if predicted else agree,
+        "recall": both / true if true else agree,
+        "nsd": distances["nsd"][0],
+        "hd95_px": distances["hd95"],
+        "assd_px": distances["assd"],
+        "centroid_error_px": off,
+        "area_error_percent": relative_error(predicted, true),
+        "circumference_error_percent": relative_error(sizes["circumference_px"], sizes["truth_circumference_px"]),
+    }
+    if known:
+        scores["nsd_mm"] = distances["nsd"][1]
+        scores |= {f"{name}_mm": scores[f"{name}_px"] * pixel_mm for name in ("hd95", "assd", "centroid_error")}
+    return scores | sizes
 
 
-def border_ellipse(mask):
-    """The ellipse that fits the border of a region best, in the sense of least squares, as a mask; None if none does.
-
-    Where the frame cuts the region off, its edge is no border and does not count; the ellipse is cut off there too.
-    """
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    height, width = mask.shape
-    border = np.concatenate([contour[:, 0] for contour in contours] or [np.zeros((0, 2), np.int32)])  # (points, x y)
-    inner = ((border > 0) & (border < (width - 1, height - 1))).all(axis=1)
-    if inner.sum() < 5:  # an ellipse has five degrees of freedom
-        return None
-    (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
-    if not np.isfinite([x, y, *diameters]).all():
-        return None
-    half_axes = (diameter / 2 + 0.5 for diameter in diameters)  # pixels reach half beyond their centres
-    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
-    u, v = anatomy.ellipse_coordinates((x, y, *half_axes, angle), columns, rows)
-    return (u * u + v * v <= 1).astype(np.uint8)
+def centroid(mask):
+    """Mean (row, column) of the pixels of a mask that is not empty."""
+    return ndimage.center_of_mass(np.asarray(mask))
 
 
-def fit_ellipse(mask, least_overlap=0.8, least_share=0.2):
-    """Replace a mask by one ellipse: that of the region which is most like its ellipse.
+def relative_error(measured, truth):
+    """How much `measured` is above (+) or below (-) `truth`, in % of it; 0 if both are 0, 100 if only the truth is."""
+    return 100 * (measured - truth) / truth if truth else 100.0 * (measured > 0)
 
-    Outlines of heads are drawn as ellipses, so this smooths away what the network is unsure of along the border; and
-    beside an early head there may lie a body as large as it: of the two, the head is the ellipse.
+
+def score_table(masks, sizes=None, tolerance=5.0, over=map):
+    """Score many predictions.
 
     Parameters
     ----------
-    mask : array of {0, 1}, shape (height, width)
-    least_overlap : float
-        Dice of a region with its ellipse; where none reaches it, no region is an ellipse and the mask is kept.
-    least_share : float
-        Of the largest region's pixels; smaller regions are specks, and a speck is always round.
+    masks : iterable of (str, str, callable)
+        Name, examination, and a function that gives (prediction, truth), both {0, 1} and of one shape; or None, and
+        the image has no row.
+    sizes : pandas.DataFrame, optional
+        Pixel sizes, as `biometry.read_pixel_sizes`; an image that it does not have gets nan in the columns in mm.
+    tolerance : float
+        As for `score_masks`.
+    over : callable
+        `map`, or that of a pool of threads.
 
     Returns
     -------
-    numpy.ndarray of uint8, same shape
+    pandas.DataFrame
+        A row per image: `image_id, examination`, the scores of `METRICS`, and the sizes of both masks.
     """
-    mask = (np.asarray(mask) > 0).astype(np.uint8)
-    labels, sizes = label_regions(mask)
-    best, overlap = mask, least_overlap
-    for number in np.flatnonzero(sizes >= least_share * sizes.max(initial=0)) + 1:
-        region = (labels == number).astype(np.uint8)
-        ellipse = border_ellipse(region)
-        likeness = -1.0 if ellipse is None else dice_score(ellipse, region)
-        if likeness >= overlap:
-            best, overlap = ellipse, likeness
-    return best
+
+    def score(item):
+        image_id, examination, read = item
+        if (both := read()) is None:
+            return None
+        pixel_mm = sizes.pixel_mm.get(image_id, np.nan) if sizes is not None else np.nan
+        return {"image_id": image_id, "examination": examination} | score_masks(*both, tolerance, pixel_mm)
+
+    table = pd.DataFrame([row for row in over(score, masks) if row is not None])
+    if sizes is not None and len(table):
+        table = table.merge(biometry.in_millimetres(table, sizes), on="image_id", how="left")
+        table["circumference_error_mm"] = table.circumference_mm - table.truth_circumference_mm
+    order = ["image_id", "examination", *(name for name in METRICS if name in table.columns)]
+    return table[[*order, *(name for name in table.columns if name not in order)]]
 
 
-def cut(probability, threshold=0.5, keep_largest=True, ellipse=False):
-    """Cut a probability map at a threshold; uint8, 0 and 1.
-
-    With `ellipse`, one ellipse takes the mask's place (`fit_ellipse`). Else, or where no region is an ellipse, and with
-    `keep_largest`, the largest region is kept.
-    """
-    mask = (np.asarray(probability) >= threshold).astype(np.uint8)
-    fitted = fit_ellipse(mask) if ellipse else mask
-    return largest_component(fitted) if keep_largest else fitted
-
-
-@torch.inference_mode()
-def predict_canvases(network, canvases, flip=False, batch_size=8):
-    """Probability maps of images at training size.
+def score_pairs(predict, pairs, sizes=None, tolerance=5.0, save_to=None):
+    """Predict and score every pair at its own size, one at a time.
 
     Parameters
     ----------
-    network : torch.nn.Module
-    canvases : array of uint8, shape (images, height, width)
-    flip : bool
-        Average over the image and its left-right mirror.
-    batch_size : int
-
-    Returns
-    -------
-    numpy.ndarray of float32, shape (images, height, width), 0 to 1
-    """
-    network.eval()
-    device = next(network.parameters()).device
-    maps = []
-    for start in range(0, len(canvases), batch_size):
-        x = torch.from_numpy(preprocessing.normalise(canvases[start : start + batch_size]))[:, None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
-            views = [network(x), network(x.flip(-1)).flip(-1)] if flip else [network(x)]
-        probability = sum(torch.sigmoid(view.float()) for view in views) / len(views)  # (batch, 1, height, width)
-        maps.append(probability[:, 0].cpu().numpy())
-    return np.concatenate(maps)
-
-
-def predict_image(network, image, settings, flip=False):
-    """Probability map of one image at its own size.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-    image : array of uint8, shape (height, width)
-    settings : dict
-        `width`, `height` and `fit` of the canvas that the network was trained on.
-
-    Returns
-    -------
-    numpy.ndarray of float32, shape (height, width), 0 to 1
-    """
-    canvas = preprocessing.to_canvas(image, settings["width"], settings["height"], settings["fit"])
-    probability = predict_canvases(network, canvas[None], flip)[0]
-    return preprocessing.from_canvas(probability, image.shape[1], image.shape[0], settings["fit"])
-
-
-def usable_pairs(run_dir, split="test"):
-    """Rows of the manifest, with paths, that evaluation uses; in the manifest's order."""
-    manifest = loading.read_manifest(run_dir)
-    return manifest[manifest.image_id.isin(preprocessing.usable(run_dir, split).image_id)]
-
-
-def score_pairs(network, pairs, settings, threshold=0.5, keep_largest=True, flip=False, ellipse=False, save_to=None):
-    """Predict, cut and score every pair at its own size, one at a time.
-
-    Parameters
-    ----------
+    predict : callable
+        Makes the mask of an image, as `prediction.make_predictor` or `baselines.make_baselines` give it.
     pairs : pandas.DataFrame
         Rows of the manifest.
+    sizes, tolerance
+        As for `score_table`.
     save_to : Path, optional
         Folder for `<image_id>_pred.png`, 0/255.
 
     Returns
     -------
     pandas.DataFrame
-        `image_id, examination, dice, iou, truth_pixels, predicted_pixels`, a row per image.
+        As `score_table`.
     """
-    rows = []
-    for pair in pairs.itertuples():
+
+    def masks(pair):
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest, ellipse)
+        prediction = predict(image)
         if save_to is not None:
             write_png(Path(save_to) / f"{pair.image_id}_pred.png", prediction * np.uint8(255))
-        scores = dice_score(prediction, truth), iou_score(prediction, truth)
-        rows.append((pair.image_id, pair.examination, *scores, int(truth.sum()), int(prediction.sum())))
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+        return prediction, truth
+
+    rows = ((pair.image_id, pair.examination, lambda pair=pair: masks(pair)) for pair in pairs.itertuples())
+    return score_table(rows, sizes, tolerance)
 
 
-def bootstrap_interval(scores, examinations, draws=2000, seed=0, level=0.95):
-    """Interval of the mean by drawing whole examinations with replacement (cluster bootstrap, percentiles).
-
-    Frames of one examination resemble each other; drawing images one by one would make the interval too
-    narrow (Field and Welsh, J. R. Statist. Soc. B 2007;69:369-390).
-
-    Parameters
-    ----------
-    scores : sequence of float
-    examinations : sequence of str
-        The examination of each score.
-    draws : int
-    seed : int
-    level : float
-        Coverage, 0 to 1.
-
-    Returns
-    -------
-    (float, float)
-        Lower and upper end. For a single examination both are its mean.
-
-    Raises
-    ------
-    ValueError
-        If there is no score, or the two sequences differ in length.
-    """
-    if len(scores) == 0 or len(scores) != len(examinations):
-        raise ValueError(f"{len(scores)} scores for {len(examinations)} examinations: one each, at least one.")
-    grouped = pd.Series(np.asarray(scores, dtype=float)).groupby(np.asarray(examinations))
-    sums, counts = grouped.sum().to_numpy(), grouped.count().to_numpy()
-    chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def summarise(scores, draws=2000, seed=0):
-    """Mean Dice and IoU with their 95 % intervals, and on how many images and examinations they rest."""
-    summary = {}
-    for name in ("dice", "iou"):
-        summary[f"mean_{name}"] = round(float(scores[name].mean()), 4)
-        interval = bootstrap_interval(scores[name], scores.examination, draws, seed)
-        summary[f"{name}_interval_95"] = [round(end, 4) for end in interval]
-    worst = scores.loc[scores.dice.idxmin()]
-    summary |= {"median_dice": round(float(scores.dice.median()), 4), "worst_dice": round(float(worst.dice), 4)}
-    summary |= {"worst_image": worst.image_id, "images": len(scores), "examinations": scores.examination.nunique()}
-    return summary
-
-
-def write_metrics(run_dir, scores, summary):
-    """Write `metrics.csv`, a row per image, and `metrics.json`, the summary."""
-    folder = run_folder(run_dir)
-    write_table(folder / "metrics.csv", scores)
-    write_json(folder / "metrics.json", json.loads(json.dumps(summary)))
-
-
-def predict_folder(network, settings, images, out, threshold=0.5, keep_largest=True, flip=False, ellipse=False):
-    """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
-
-    Files named `*_Annotation.png` are skipped. An image that cannot be read is reported and the rest goes on.
-
-    Returns
-    -------
-    (int, list of str)
-        Number of predictions written, and a sentence for each file that could not be read.
-
-    Raises
-    ------
-    FetalsegError
-        If there is nothing to predict, or two images would write the same file.
-    """
-    images, out = Path(images), Path(out)
-    if images.is_file():
-        paths = [images]
-    else:
-        files = loading.find_files(images)
-        paths = list(files.path[files.kind == "image"])
-        paths = [path for path in paths if not (path.parent.resolve() == out.resolve() and path.stem.endswith("_pred"))]
-    if not paths:
-        raise FetalsegError(f"{images} holds no image to predict: give a file or a folder of images.")
-    seen = {}
-    for path in paths:
-        if path.stem in seen:
-            twins = f"{path} and {seen[path.stem]}"
-            raise FetalsegError(f"{twins} would both write {path.stem}_pred.png: predict their folders apart.")
-        seen[path.stem] = path
-    problems = []
-    for path in tqdm(paths, desc="predict", disable=None):  # a bar on a terminal only
-        try:
-            image = loading.read_grey(path)
-        except FetalsegError as error:
-            problems.append(str(error))
-            continue
-        prediction = cut(predict_image(network, image, settings, flip), threshold, keep_largest, ellipse)
-        write_png(out / f"{path.stem}_pred.png", prediction * np.uint8(255))
-    return len(paths) - len(problems), problems
+def usable_pairs(run_dir, split="test"):
+    """Rows of the manifest, with paths, that evaluation uses; in the manifest's order."""
+    manifest = loading.read_manifest(run_dir)
+    return manifest[manifest.image_id.isin(preprocessing.usable(run_dir, split).image_id)]

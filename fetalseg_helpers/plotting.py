@@ -248,18 +248,6 @@ def show_heat_map(image, probability, truth, threshold, title):
     return figure
 
 
-def show_score_spread(scores, interval, title):
-    """Dice of each image, in rising order, with the mean and its interval."""
-    figure, axis = new_figure()
-    ordered = np.sort(scores)
-    axis.plot(np.arange(1, len(ordered) + 1), ordered, "o", markersize=3, color=ACCENT, label="one image")
-    axis.axhline(ordered.mean(), color="black", linewidth=1, label=f"mean {ordered.mean():.3f}")
-    axis.axhspan(*interval, color=ACCENT, alpha=0.2, label="95 % interval of the mean")
-    axis.set(xlabel="image, from worst to best", ylabel="Dice", title=title)
-    axis.legend(fontsize=8, loc="lower right")
-    return figure
-
-
 def show_pipeline(image, truth, probability, prediction, title):
     """Four steps of one image: what comes in, the truth, the probability map, the prediction on the image."""
     figure, axes = new_figure(1, 4, height=1.9)
