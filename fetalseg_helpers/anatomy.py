@@ -8,6 +8,7 @@ towards +y (down), as OpenCV turns it.
 
 import cv2
 import numpy as np
+from scipy.special import ellipe
 
 from fetalseg_helpers.ultrasound import BEAMS, SAMPLES, amplitude, loss_per_pixel, polar_grid
 
@@ -22,6 +23,18 @@ def ellipse_coordinates(ellipse, x, y):
     u = ((x - centre_x) * cosine + (y - centre_y) * sine) / a
     v = ((y - centre_y) * cosine - (x - centre_x) * sine) / b
     return u, v
+
+
+def ellipse_perimeter(a, b):
+    """Length of an ellipse with half axes a and b, exactly: 4 a E(1 - (b / a)²), a the longer.
+
+    Examples
+    --------
+    >>> round(ellipse_perimeter(1, 1) / 3.14159265, 6)
+    2.0
+    """
+    a, b = max(a, b), min(a, b)
+    return 4 * a * float(ellipe(1 - (b / a) ** 2))
 
 
 def ellipse_distance(ellipse, x, y):

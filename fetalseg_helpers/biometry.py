@@ -5,7 +5,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.special import ellipe
 
 from fetalseg_helpers import anatomy, phantom
 from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder
@@ -62,18 +61,6 @@ def draw_ellipse(ellipse, width, height):
     return mask
 
 
-def perimeter(a, b):
-    """Length of an ellipse with half axes a and b, exactly: 4 a E(1 - (b / a)²), a the longer.
-
-    Examples
-    --------
-    >>> round(perimeter(1, 1) / 3.14159265, 6)
-    2.0
-    """
-    a, b = max(a, b), min(a, b)
-    return 4 * a * float(ellipe(1 - (b / a) ** 2))
-
-
 def head_circumference(mask, line_half_width=phantom.LINE_HALF_WIDTH):
     """Circumference of the head that a mask covers.
 
@@ -92,7 +79,7 @@ def head_circumference(mask, line_half_width=phantom.LINE_HALF_WIDTH):
     ellipse = border_ellipse(mask)
     if ellipse is None:
         return 0.0
-    return perimeter(max(ellipse.a - line_half_width, 0.5), max(ellipse.b - line_half_width, 0.5))
+    return anatomy.ellipse_perimeter(*(max(half - line_half_width, 0.5) for half in (ellipse.a, ellipse.b)))
 
 
 def read_pixel_sizes(path):

@@ -1,4 +1,7 @@
-"""A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted."""
+"""A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted.
+
+Beside the tree lies `pixel_sizes.csv`, with each frame's pixel size and the circumference of its head.
+"""
 
 import os
 import shutil
@@ -15,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fetalseg_helpers import anatomy
 from fetalseg_helpers.phantom import cut_pose, draw_examination, draw_frame
 from fetalseg_helpers.workspace import FetalsegError
 
@@ -23,6 +27,7 @@ CLASSES = ("malignant", "benign", "normal")
 DATA_FOLDER = Path("Ultrasound Fetus Dataset", "Ultrasound Fetus Dataset", "Data", "Data")
 SUFFIXES = ("2HC", "3HC", "4HC")  # of all frames of an examination but its last, which is HC
 EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, three, four frames
+PIXEL_SIZE_COLUMNS = ("image_id", "pixel_mm", "head_circumference_mm")
 DEFECTS = {  # how many of each kind a full set has
     "split_folders_differ": 4,
     "open_outline": 2,
@@ -173,10 +178,13 @@ def _write_set(folder, seed, examinations, kinds, changes, processes, progress):
             pool = ProcessPoolExecutor(processes, fresh, initializer=cv2.setNumThreads, initargs=(1,))
             written = stack.enter_context(pool).map(write, examinations)
             stack.callback(pool.shutdown, cancel_futures=True)  # whoever interrupts need not wait for the rest
-        for number in written:
-            done += number
+        sizes = [",".join(PIXEL_SIZE_COLUMNS)]
+        for rows in written:
+            sizes += rows
+            done += len(rows)
             if progress:
                 progress(done)
+        (folder / "pixel_sizes.csv").write_text("\n".join(sizes) + "\n", encoding="utf-8", newline="\n")
         frames = sum(len(entries) for entries in examinations)
         for index in range(max(1, frames // 40)):
             for key, name in enumerate(CLASSES[1:], start=3):
@@ -187,16 +195,20 @@ def _write_set(folder, seed, examinations, kinds, changes, processes, progress):
 
 
 def _write_examination(folder, seed, kinds, changes, entries):
-    """Draw and write the frames of one examination; returns how many."""
+    """Draw and write the frames of one examination; returns a row of `pixel_sizes.csv` for each."""
     cut = {"open_outline", "near_border"} & {kinds.get(entry.stem) for entry in entries}
     rng = _random(seed, 2, entries[0].examination)
     examination = draw_examination(rng, whole_sector=False if cut else None, changes=changes)
+    rows = []
     for entry in entries:
         rng = _random(seed, 2, entry.examination, entry.index)
         kind = kinds.get(entry.stem)
         ellipse = cut_pose(rng, examination, kind == "near_border") if kind in ("open_outline", "near_border") else None
-        _write_pair(folder / DATA_FOLDER, entry, kind, draw_frame(rng, examination, ellipse))
-    return len(entries)
+        drawn = draw_frame(rng, examination, ellipse)
+        _write_pair(folder / DATA_FOLDER, entry, kind, drawn)
+        circumference = anatomy.ellipse_perimeter(*drawn.ellipse[2:4]) * examination.pixel_size
+        rows.append(f"{entry.stem},{examination.pixel_size:.6f},{circumference:.2f}")
+    return rows
 
 
 def _write_pair(data, entry, kind, phantom):

@@ -47,6 +47,36 @@ def explore(draw, **controls):
     return ipywidgets.VBox([*chosen.values(), picture])
 
 
+def sortable(table, by, digits=3):
+    """A table with a choice of the column that sorts it, and of the direction.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    by : str
+        The column that sorts it at first, rising.
+    digits : int
+        After the decimal point.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        The controls above the table.
+    """
+    column = ipywidgets.Dropdown(options=list(table.columns), value=by, description="sort by")
+    falling = ipywidgets.Checkbox(value=False, description="falling", indent=False)
+    shown = ipywidgets.HTML(layout=ipywidgets.Layout(max_height="320px", overflow="auto"))
+
+    def redraw(_=None):
+        rows = table.sort_values(column.value, ascending=not falling.value)
+        shown.value = rows.to_html(index=False, float_format=f"%.{digits}f", border=0)
+
+    for control in (column, falling):
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([ipywidgets.HBox([column, falling]), shown])
+
+
 def somebody_watches():
     """True in a kernel that JupyterLab or Jupyter Notebook started, False under papermill and nbval."""
     return "JPY_SESSION_NAME" in os.environ
