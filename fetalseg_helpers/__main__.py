@@ -1,11 +1,12 @@
 """The command line: python -m fetalseg_helpers --help."""
 
+import math
 import sys
 from pathlib import Path
 
 import click
 
-from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, read_json, run_folder, shown
+from fetalseg_helpers.workspace import CANVAS_KEYS, PARAMETERS, FetalsegError, read_json, run_folder, shown
 
 DATA_KEYS = ("data", "seed", "phantoms", "split_by")
 parameter_option = click.option(
@@ -198,21 +199,28 @@ def sweep(grid, jobs, out, dask):
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--threshold", default=0.5, show_default=True, type=click.FloatRange(0.01, 0.99))
-@click.option("--flip", is_flag=True, help="Average over the image and its mirror; twice the time.")
-@click.option("--ellipse", is_flag=True, help="Replace each mask by the ellipse fitted to its border.")
-def predict(images, checkpoint, out, threshold, flip, ellipse):
-    """Predict a mask for an image or every image of a folder."""
+@click.option("--threshold", type=click.FloatRange(0.01, 0.99), help="The least probability that counts as tumor.")
+@click.option("--region", type=click.Choice(PARAMETERS["region"].choices[1:]), help="What of the cut mask is kept.")
+@click.option("--flip/--no-flip", default=None, help="Average over the image and its mirror; twice the time.")
+def predict(images, checkpoint, out, **given):
+    """Predict a mask for an image or every image of a folder.
+
+    Maps are cut as the evaluation of the run chose it on validation images, if it lies beside the checkpoint; else at
+    0.5, the largest region is kept, and nothing is mirrored. What is given here goes first.
+    """
     from fetalseg_helpers import checkpoints, prediction
 
     if not images.exists():
         raise FetalsegError(f"{images} is not there: give an image or a folder of images.")
     network, state = checkpoints.load_network(checkpoint)
-    region = "ellipse" if ellipse else "largest"
-    predictor = prediction.make_predictor(network, state["canvas"], threshold, region, flip)
+    cut = prediction.frozen_cut(checkpoint, state)
+    cut |= {name: value for name, value in given.items() if value is not None}
+    predictor = prediction.make_predictor(network, state["canvas"], **cut)
     written, problems = prediction.predict_folder(predictor, images, out)
     for problem in problems:
         click.echo(problem, err=True)
+    mirrored = ", averaged over image and mirror" if cut["flip"] else ""
+    click.echo(f"cut at {cut['threshold']:.2f}, region '{cut['region']}'{mirrored}.")
     click.echo(f"{written} predictions lie in {out}.")
     sys.exit(1 if problems else 0)
 
@@ -233,6 +241,8 @@ def evaluate(predictions, masks, pixel_size_csv, tolerance, out):
     """
     from fetalseg_helpers import biometry, folder_scores
 
+    if not math.isfinite(tolerance):
+        raise click.UsageError(f"--tolerance {tolerance} is no distance: give a number of px.")
     sizes = biometry.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
     scores, problems = folder_scores.score_folder(predictions, masks, sizes, tolerance)
     summary = folder_scores.write_scores(out, scores, problems, tolerance)

@@ -1,12 +1,13 @@
 """The head circumference, for which these outlines were drawn: an ellipse, a pixel size, millimetres."""
 
+import re
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from fetalseg_helpers import anatomy, phantom
+from fetalseg_helpers import anatomy, loading, phantom
 from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder
 
 # Columns of a table of pixel sizes: ours, and those of HC18's training_set_pixel_size_and_HC.csv.
@@ -40,7 +41,8 @@ def border_ellipse(mask):
     """
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     height, width = mask.shape
-    border = max((contour[:, 0] for contour in contours), key=len, default=np.zeros((0, 2), np.int32))  # (points, x y)
+    regions = (contour[:, 0] for contour in contours)
+    border = max(regions, key=cv2.contourArea, default=np.zeros((0, 2), np.int32))  # (points, x y)
     inner = ((border > 0) & (border < (width - 1, height - 1))).all(axis=1)
     if inner.sum() < 5:  # an ellipse has five degrees of freedom
         return None
@@ -109,24 +111,25 @@ def read_pixel_sizes(path):
     if missing := [name for name in list(COLUMNS)[:2] if name not in table.columns]:
         wanted = " or ".join(f"'{name}'" for name in (missing[0], COLUMNS[missing[0]]))
         raise FetalsegError(f"{path} has no column {wanted}: give a row per image with its name and pixel size in mm.")
-    table["image_id"] = table.image_id.str.replace(r"\.\w+$", "", regex=True)
+    endings = "|".join(map(re.escape, loading.SUFFIXES))
+    table["image_id"] = table.image_id.str.replace(rf"(?i)({endings})$", "", regex=True)
     if table.image_id.duplicated().any():
         raise FetalsegError(f"{path} has {table.image_id[table.image_id.duplicated()].iloc[0]} twice: keep one row.")
     sizes = table.reindex(columns=list(COLUMNS)).set_index("image_id").apply(pd.to_numeric, errors="coerce")
-    if not (wrong := sizes.index[~(sizes.pixel_mm > 0)]).empty:
-        raise FetalsegError(f"{path}: the pixel size of {wrong[0]} is no number above 0.")
+    if not (wrong := sizes.index[~(sizes.pixel_mm.between(0, 100, inclusive="neither"))]).empty:
+        raise FetalsegError(f"{path}: the pixel size of {wrong[0]} is no number between 0 and 100 mm.")
     return sizes
 
 
-def find_pixel_sizes(run_dir, given=""):
-    """The table of pixel sizes that lies with the data of a run folder (`*pixel_size*.csv`), or a given one.
+def find_pixel_sizes(run_dir, given="auto"):
+    """A given table of pixel sizes; 'auto': the one that lies with the data of a run folder (`*pixel_size*.csv`).
 
     Returns
     -------
     pandas.DataFrame or None
         As `read_pixel_sizes`; None where there is no table.
     """
-    if given:
+    if given != "auto":
         return read_pixel_sizes(project_root() / given)
     root = project_root() / read_json(run_folder(run_dir) / "data.json")["root"]
     found = sorted(root.glob("*pixel_size*.csv"))
@@ -157,7 +160,7 @@ def in_millimetres(table, sizes):
     known = table[table.image_id.isin(sizes.index)]
     pixel, published = (sizes.loc[known.image_id, name].to_numpy() for name in list(COLUMNS)[1:])
     own = known.truth_circumference_px.to_numpy() * pixel
-    apart = np.abs(own / published - 1)
+    apart = np.abs(own[own > 0] / published[own > 0] - 1)  # an empty mask has no circumference to compare
     if np.isfinite(apart).any() and (median := np.nanmedian(apart)) > LARGEST_DISAGREEMENT:
         raise FetalsegError(
             f"the circumferences in the table of pixel sizes differ from those of the masks by {median:.0%} at the "

@@ -8,7 +8,7 @@ from fetalseg_helpers import prediction, preprocessing, surface
 
 
 def near_border(truth, width):
-    """Pixels within `width` px of a mask's border, inside and outside; bool, same shape. None for an empty mask."""
+    """Pixels within `width` px of a mask's border, inside and outside; bool, same shape. An empty mask has none."""
     border = surface.border_of(truth)
     return ndimage.distance_transform_edt(~border) <= width if border.any() else np.zeros(border.shape, bool)
 
@@ -34,7 +34,7 @@ def reliability(maps, truths, bins=10, width=None):
     sums = np.zeros((3, bins))
     for probability, truth in zip(maps, truths, strict=True):
         probability, truth = np.asarray(probability, dtype=float), np.asarray(truth, dtype=bool)
-        chosen = near_border(truth, width) if width else np.ones(truth.shape, bool)
+        chosen = near_border(truth, width) if width is not None else np.ones(truth.shape, bool)
         p, t = probability[chosen], truth[chosen]
         number = np.minimum((p * bins).astype(int), bins - 1)
         sums += [np.bincount(number, weights, bins) for weights in (p, t, None)]

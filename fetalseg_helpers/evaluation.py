@@ -184,7 +184,8 @@ def score_table(masks, sizes=None, tolerance=5.0, over=map):
     Returns
     -------
     pandas.DataFrame
-        A row per image: `image_id, examination`, the scores of `METRICS`, and the sizes of both masks.
+        A row per image: `image_id, examination`, the scores of `METRICS`, and the sizes of both masks; empty if no
+        image has a row.
     """
 
     def score(item):
@@ -195,7 +196,9 @@ def score_table(masks, sizes=None, tolerance=5.0, over=map):
         return {"image_id": image_id, "examination": examination} | score_masks(*both, tolerance, pixel_mm)
 
     table = pd.DataFrame([row for row in over(score, masks) if row is not None])
-    if sizes is not None and len(table):
+    if table.empty:
+        return pd.DataFrame(columns=["image_id", "examination"])
+    if sizes is not None:
         table = table.merge(biometry.in_millimetres(table, sizes), on="image_id", how="left")
         table["circumference_error_mm"] = table.circumference_mm - table.truth_circumference_mm
     order = ["image_id", "examination", *(name for name in METRICS if name in table.columns)]

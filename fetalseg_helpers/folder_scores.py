@@ -9,47 +9,76 @@ import numpy as np
 import pandas as pd
 
 from fetalseg_helpers import biometry, evaluation, loading, preprocessing, summaries
+from fetalseg_helpers.prediction import largest_component
 from fetalseg_helpers.workspace import FetalsegError, shown, write_json, write_table
 
-ENDINGS = (
-    r"_(?:pred|prediction|predicted|mask|seg|segmentation|annotation)$"  # of a file's stem, beyond the image's name
-)
+PREDICTED = r"_(?:pred|prediction|predicted)$"  # endings of a file's stem, beyond the image's name
+ENDINGS = r"_(?:pred|prediction|predicted|mask|seg|segmentation|annotation)$"
 PROBLEM_COLUMNS = ["image_id", "problem", "file", "detail"]
 UNSCORED = ("missing", "twice", "misshapen", "unreadable")  # a mask with one of these has no score
 
 
-def list_predictions(folder):
+def image_name(path):
+    """The name of the image that a mask or prediction belongs to."""
+    return re.sub(ENDINGS, "", path.stem, flags=re.IGNORECASE)
+
+
+def place_of(path):
+    """Where a file lies, however its folder was named; a link stays a file of its own."""
+    return path.parent.resolve() / path.name
+
+
+def shown_as_named(path):
+    """As `shown`, but a link by its own name, not by that of the file to which it leads."""
+    return f"{shown(path.parent)}/{path.name}"
+
+
+def list_predictions(folder, truths=()):
     """Files below a folder by the name of their image; one named `*_pred` or the like goes before the image itself.
+
+    Parameters
+    ----------
+    folder : Path
+    truths : iterable of Path
+        Files that are true masks, and so no predictions.
 
     Returns
     -------
-    dict of str to list of Path
+    (dict of str to list of Path, list of tuple)
+        The predictions; and a row of `PROBLEM_COLUMNS` for each file that was passed over.
     """
-    named, bare = {}, {}
+    named, bare, taken = {}, {}, {place_of(path) for path in truths}
     for path in loading.find_files(folder).path:
-        name = re.sub(ENDINGS, "", path.stem, flags=re.IGNORECASE)
-        (bare if name == path.stem else named).setdefault(name, []).append(path)
-    return bare | named
+        if place_of(path) not in taken:
+            name = image_name(path)
+            (bare if name == path.stem else named).setdefault(name, []).append(path)
+    passed = [
+        (name, "passed over", shown_as_named(path), f"is taken for the image, since there is {named[name][0].name}")
+        for name in bare.keys() & named.keys()
+        for path in bare[name]
+    ]
+    return bare | named, passed
 
 
 def list_truths(folder):
     """Mask files below a folder by the name of their image.
 
-    Where there are outlines (`*_Annotation`), they are the masks, as the course pairs them; else files named `*_mask`
-    or the like; else all.
+    Outlines (`*_Annotation`) are masks, as the course pairs them; so are files named `*_mask` or the like of other
+    images. Only where there are neither, every file is a mask.
     """
     files = loading.find_files(folder)
-    if (files.kind == "outline").any():
-        pairs = loading.match_pairs(files).dropna(subset="mask_path")
-        return {pair.image_id: [pair.mask_path] for pair in pairs.itertuples()}
-    if files.stem.str.contains(ENDINGS, case=False, regex=True).any():
-        named = [path for path in files.path if re.search(ENDINGS, path.stem, re.IGNORECASE)]
-    else:
-        named = list(files.path)
-    found = {}
-    for path in named:
-        found.setdefault(re.sub(ENDINGS, "", path.stem, flags=re.IGNORECASE), []).append(path)
-    return found
+    pairs = loading.match_pairs(files).dropna(subset="mask_path")
+    outlines = {pair.image_id: [pair.mask_path] for pair in pairs.itertuples()}
+    for name, paths in files[(files.kind == "outline") & files.stem.isin(list(outlines))].groupby("stem").path:
+        if len(paths) > 1 and len({loading.fingerprint(path) for path in paths}) > 1:  # a copy would be no problem
+            outlines[name] = list(paths)
+    named, every = {}, {}
+    for path in files.path[files.kind == "image"]:
+        name = image_name(path)
+        every.setdefault(name, []).append(path)
+        if name != path.stem and not re.search(PREDICTED, path.stem, re.IGNORECASE):
+            named.setdefault(name, []).append(path)
+    return named | outlines if named or (files.kind == "outline").any() else every
 
 
 def read_mask(path):
@@ -79,38 +108,41 @@ def pair_up(predictions, masks):
     (list of (str, Path, Path), list of tuple)
         Name, prediction and mask; and a row of `PROBLEM_COLUMNS` for each file that cannot be matched.
     """
-    found, truths, problems, matched = list_predictions(predictions), list_truths(masks), [], []
+    truths, matched, problems = list_truths(masks), [], []
+    found, passed = list_predictions(predictions, [path for paths in truths.values() for path in paths])
     for name in sorted(set(found) | set(truths), key=lambda name: (loading.natural_order(name), name)):
         mine, theirs = found.get(name, []), truths.get(name, [])
         if not mine:
-            problems.append((name, "missing", shown(theirs[0]), "has no prediction"))
+            problems.append((name, "missing", shown_as_named(theirs[0]), "has no prediction"))
         elif not theirs:
-            problems += [(name, "extra", shown(path), "has no mask to be scored against") for path in mine]
+            problems += [(name, "extra", shown_as_named(path), "has no mask to be scored against") for path in mine]
         elif len(mine) + len(theirs) > 2:
-            others = ", ".join(shown(path) for path in (mine if len(mine) > 1 else theirs)[1:])
-            problems.append((name, "twice", shown((mine if len(mine) > 1 else theirs)[0]), f"is there again: {others}"))
+            first, *others = [shown_as_named(path) for paths in (mine, theirs) if len(paths) > 1 for path in paths]
+            problems.append((name, "twice", first, f"is there again: {', '.join(others)}"))
         else:
             matched.append((name, mine[0], theirs[0]))
-    return matched, problems
+    return matched, problems + passed
 
 
 def read_both(name, mine, theirs):
     """Prediction and truth of one image; or None and why not; and what should be known about the prediction."""
-    problems = []
+    problems, file = [], shown_as_named(mine)
     try:
         path = mine
         prediction, grey = read_mask(mine)
         path = theirs
         truth = read_truth(theirs)
     except FetalsegError as error:
-        return None, [(name, "unreadable", shown(path), str(error))]
+        reason = str(error).removeprefix(shown(path)).strip(" .")
+        return None, [(name, "unreadable", shown_as_named(path), reason)]
     if prediction.shape != truth.shape:
         sizes = " but the mask ".join(f"{width} × {height}" for height, width in (prediction.shape, truth.shape))
-        return None, [(name, "misshapen", shown(mine), f"is {sizes}")]
+        return None, [(name, "misshapen", file, f"is {sizes}")]
     if grey:
-        problems.append((name, "grey values", shown(mine), "has more than two values, and was cut at 128"))
-    if prediction.any() and preprocessing.fill_outline(prediction * np.uint8(255)).sum() > 3 * prediction.sum():
-        problems.append((name, "outline", shown(mine), "looks like an outline, and was scored as it is: fill it"))
+        problems.append((name, "grey values", file, "has more than two values, and was cut at 128"))
+    region = largest_component(prediction) * np.uint8(255)
+    if region.any() and preprocessing.fill_outline(region).sum() > 3 * np.count_nonzero(region):
+        problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))
     return (prediction, truth), problems
 
 
@@ -131,7 +163,7 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     -------
     (pandas.DataFrame, pandas.DataFrame)
         Scores as `evaluation.score_table`; and the problems: `image_id, problem, file, detail`, where `problem` is
-        missing, extra, twice, misshapen, unreadable, grey values or outline.
+        missing, extra, twice, misshapen, unreadable, grey values, outline or passed over.
 
     Raises
     ------
@@ -139,7 +171,8 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
         If a folder is missing or empty, or no prediction can be scored.
     """
     matched, problems = pair_up(Path(predictions), Path(masks))
-    examinations = loading.find_examinations([name for name, _, _ in matched])
+    names = {row[0] for row in [*matched, *problems]}  # frames that are not scored tell who follows whom
+    examinations = loading.find_examinations(sorted(names))
 
     def read(item):
         both, noticed = read_both(*item)
@@ -152,8 +185,14 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     if scores.empty:
         first = f": {problems[0][2]} {problems[0][3]}" if problems else ""
         raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}{first}.")
-    problems.sort(key=lambda row: loading.natural_order(row[0]))
-    return scores, pd.DataFrame(problems, columns=PROBLEM_COLUMNS)
+    problems.sort(key=lambda row: (loading.natural_order(row[0]), row[0]))
+    return writable(scores), writable(pd.DataFrame(problems, columns=PROBLEM_COLUMNS))
+
+
+def writable(table):
+    """A table whose text is valid Unicode: names from foreign archives may not be, and could not be written."""
+    text = table.select_dtypes(["object", "string"])
+    return table.assign(**text.map(lambda cell: cell.encode("utf-8", "replace").decode("utf-8")))
 
 
 def write_scores(out, scores, problems, tolerance):
@@ -175,14 +214,22 @@ def write_scores(out, scores, problems, tolerance):
 
 def report(scores, problems, summary):
     """Lines for a terminal: the problems, the summary, the circumference in mm where it is known."""
-    for problem in problems.itertuples():
+    passed = problems.problem == "passed over"
+    for problem in problems[~passed].itertuples():
         yield f"{problem.problem:<12}{problem.file} {problem.detail}"
+    if passed.any():
+        yield f"{passed.sum()} files taken for the images themselves, since each has a prediction by another name."
     yield summaries.summary_table(summary).to_string()
     yield (
         f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: "
         f"Dice {summary['pooled_dice']:.4f}, IoU {summary['pooled_iou']:.4f}"
     )
-    if "circumference_mm" in scores and len(known := scores.dropna(subset="circumference_mm")):
+    if "circumference_mm" not in scores:
+        return
+    known = scores.dropna(subset="circumference_mm")
+    if len(known) < len(scores):
+        yield f"{len(scores) - len(known)} images have no pixel size in the table, and no scores in mm."
+    if len(known):
         numbers = biometry.agreement(known.circumference_mm, known.truth_circumference_mm)
         yield (
             f"head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "

@@ -1,4 +1,4 @@
-"""A model card (Mitchell et al. 2019), written from what a run measured: trained on what, how good, and not for what."""
+"""A model card (Mitchell et al. 2019), written from what a run measured: trained on what, how good, not for what."""
 
 from pathlib import Path
 
@@ -109,8 +109,7 @@ def write_model_card(run_dir):
         f"truths: {metrics['empty_truths']}.",
         markdown_table(summaries.summary_table(metrics)),
     ]
-    if "circumference_mm" in scores:
-        known = scores.dropna(subset="circumference_mm")
+    if "circumference_mm" in scores and len(known := scores.dropna(subset="circumference_mm")):
         numbers = biometry.agreement(known.circumference_mm, known.truth_circumference_mm)
         lines.append(
             f"Head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "

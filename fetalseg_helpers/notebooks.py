@@ -27,6 +27,10 @@ from fetalseg_helpers.workspace import (
 CORE = 6  # notebooks of the course; those with higher numbers go deeper and are run one by one
 LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
 LARGEST_FIGURE = (700, 450)  # pixels
+QUIET_KERNEL = (  # nothing of its own on stderr: neither hints, nor what asyncio says of a task cut off at the end
+    "--IPKernelApp.log_level=ERROR",
+    '--IPKernelApp.logging_config={"loggers": {"asyncio": {"level": "CRITICAL"}}}',
+)
 MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
 
 
@@ -104,7 +108,7 @@ def run_lesson(path, run_dir, values):
     with written_whole(final) as unfinished:
         try:
             options = {"progress_bar": False, "cwd": path.parent, "kernel_name": "python3"}
-            options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # of the kernel's own messages on stderr
+            options["extra_arguments"] = list(QUIET_KERNEL)
             papermill.execute_notebook(path, unfinished, parameters=given, **options)
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(unfinished, failed)

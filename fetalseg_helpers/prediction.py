@@ -10,7 +10,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from fetalseg_helpers import biometry, loading, preprocessing
-from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, write_png
+from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, read_json, write_png
 
 
 def label_regions(mask):
@@ -204,9 +204,31 @@ def choose_cut(table, threshold=0.0, region="chosen"):
     """
     regions = list(table.columns) if region == "chosen" else [region]
     near = table.index if not threshold else [min(table.index, key=lambda value: abs(value - threshold))]
-    order = [(-round(table.loc[t, r], 4), abs(t - 0.5), regions.index(r), t, r) for t in near for r in regions]
-    *_, best, step = min(order)
+    dice = {(value, step): table.loc[value, step] for value in near for step in regions}
+    even = [cut for cut in dice if dice[cut] > max(dice.values()) - 0.0001]
+    best, step = min(even, key=lambda cut: (abs(cut[0] - 0.5), regions.index(cut[1])))
     return float(threshold or best), step
+
+
+def frozen_cut(checkpoint, state):
+    """How the evaluation of a run cut its maps, as arguments for `make_predictor`; what is usual where there is none.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        Beside it lies the run's `metrics.json`, which counts if it is of these very weights.
+    state : dict
+        What was loaded from there.
+
+    Returns
+    -------
+    dict
+        `threshold`, `region`, `flip`.
+    """
+    metrics = read_json(Path(checkpoint).parent / "metrics.json")
+    if metrics.get("checkpoint_sha256") != state["sha256"]:
+        return {"threshold": 0.5, "region": "largest", "flip": False}
+    return {"threshold": metrics["threshold"], "region": metrics["region"], "flip": metrics["parameters"]["flip"]}
 
 
 def predict_folder(predict, images, out):

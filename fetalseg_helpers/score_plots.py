@@ -90,7 +90,8 @@ def show_border_distances(image, prediction, border, distances, hd95, title):
     figure.colorbar(dots, ax=left, label="distance (px)", fraction=0.04)
     right.hist(distances, bins=20, color=ACCENT, alpha=0.8)
     right.axvline(hd95, color="black", linestyle="dashed", linewidth=1, label=f"HD95 {hd95:.1f} px")
-    right.set(xlabel="distance from the truth's border (px)", ylabel="border pixels")
+    right.set(xlabel="distance from the truth (px)", ylabel="border pixels")
+    right.set_ylim(0, right.get_ylim()[1] * 1.2)  # room for the legend
     right.legend(fontsize=8)
     figure.suptitle(title)
     return figure
@@ -104,7 +105,7 @@ def show_reliability(tables, title):
     tables : dict of str to pandas.DataFrame
         Label and table of `calibration.reliability`.
     """
-    figure, (left, right) = new_figure(1, 2, height=2.9)
+    figure, (left, right) = new_figure(1, 2, height=3.1)
     left.plot([0, 1], [0, 1], color="black", linestyle="dotted", linewidth=1, label="as it says")
     for (label, table), (color, style) in zip(tables.items(), (LINES[1], LINES[3]), strict=False):
         left.plot(
@@ -113,8 +114,9 @@ def show_reliability(tables, title):
         part = table.pixels / table.pixels.sum()
         right.plot(table.probability, part, color=color, linestyle=style, marker="o", markersize=3, label=label)
     left.set(xlabel="probability given", ylabel="share that is tumor", xlim=(0, 1), ylim=(0, 1))
-    left.legend(fontsize=8)
     right.set(xlabel="probability given", ylabel="share of the pixels", yscale="log")
+    right.set_ylim(10 ** np.floor(np.log10(right.get_ylim()[0])), 1.5)  # whole decades
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     return figure
 
@@ -123,17 +125,16 @@ def show_doubt(image, truth, mean, spread, title):
     """An image with the truth, the mean probability of several views, their spread, and where the mean errs."""
     figure, axes = new_figure(2, 2, height=4.3)
     wrong = np.abs(np.asarray(mean) - np.asarray(truth))
-    panels = (("image", image, "gray", 255), ("mean of the views", mean, "magma", 1))
+    panels = (("image, truth in green", image, "gray", 255), ("mean of the views", mean, "magma", 1))
     panels += (("spread of the views (SD)", spread, "viridis", max(0.05, float(np.max(spread)))),)
     panels += (("error, |P - truth|", wrong, "viridis", 1),)
     for axis, (name, values, cmap, top) in zip(axes.flat, panels, strict=True):
         shown = axis.imshow(values, cmap=cmap, vmin=0, vmax=top)
         axis.set_title(name)
         axis.axis("off")
-        if name == "image":
+        if values is image:
             draw_outline(axis, truth, TRUTH)
-        else:
-            figure.colorbar(shown, ax=axis, fraction=0.035)
+        figure.colorbar(shown, ax=axis, fraction=0.035)
     figure.suptitle(title)
     return figure
 
@@ -151,7 +152,7 @@ def show_risk_coverage(table, title):
 
 
 def show_robustness(table, units, title):
-    """Mean Dice against the strength of each corruption, on one scale.
+    """Mean Dice against the strength of each corruption, on one scale, beside that of the images as they are.
 
     Parameters
     ----------
@@ -162,7 +163,8 @@ def show_robustness(table, units, title):
     """
     figure, axes = new_figure(2, 4, height=3.6, sharey=True)
     for axis, (name, rows) in zip(axes.flat, table.groupby("corruption", sort=False), strict=False):
-        axis.plot(rows.strength, rows.dice, color=ACCENT, marker="o", markersize=3)
+        worse = rows[rows.strength > 0]  # as it is, an exponent would be 1 and a speckle 0: the line says it for all
+        axis.plot(worse.strength, worse.dice, color=ACCENT, marker="o", markersize=3)
         axis.axhline(rows.dice.iloc[0], color=BACKGROUND, linestyle="dotted", linewidth=1)
         axis.set_title(name)
         axis.set_xlabel(units[name], fontsize=7)
@@ -208,6 +210,7 @@ def show_leak(table, title):
         heights = [ways.index(way) + (0.12 if seen else -0.12) for way in rows.split_by]
         axis.scatter(rows.dice, heights, s=6 + 2 * rows.images, color=color, marker=marker, alpha=0.7, label=label)
     axis.set(yticks=range(len(ways)), yticklabels=ways, xlabel="mean Dice of the test images", title=title)
+    axis.set_ylabel("split by")
     axis.set_ylim(len(ways) - 0.5, -0.5)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="dot's size: images")
     return figure

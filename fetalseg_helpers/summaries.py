@@ -1,7 +1,5 @@
 """What a table of scores says: means and how sure they are, the worst, two runs side by side."""
 
-import json
-
 import numpy as np
 import pandas as pd
 
@@ -122,21 +120,22 @@ def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=
     Raises
     ------
     FetalsegError
-        If the tables are not of the same images.
+        If the tables are not of the same images, each once.
     """
     differing = sorted(set(first.image_id) ^ set(second.image_id), key=loading.natural_order)
-    if differing or len(first) != len(second):
-        name = differing[0] if differing else "an image more often than once"
-        raise FetalsegError(f"the two tables are not of the same images: only one has {name}. Score the same split.")
+    if differing or not (first.image_id.is_unique and second.image_id.is_unique):
+        why = f"only one has {differing[0]}" if differing else "one has an image more often than once"
+        raise FetalsegError(f"the two tables are not of the same images: {why}. Score the same split.")
     second = second.set_index("image_id").loc[first.image_id].reset_index()
     first = first.reset_index(drop=True)
     rows = {}
     for name in metrics:
-        difference = second[name] - first[name]
-        gain = (first[name] - METRICS[name].best).abs() - (second[name] - METRICS[name].best).abs()
-        row = {"first": first[name].mean(), "second": second[name].mean(), "difference": difference.mean()}
-        row["low"], row["high"] = bootstrap_interval(difference, first.examination, draws, seed)
-        rows[name] = row | {"better": int((gain > 0).sum()), "worse": int((gain < 0).sum()), "images": len(first)}
+        known = first[name].notna() & second[name].notna()  # in mm, an image may lack a pixel size
+        one, other, examinations = first[name][known], second[name][known], first.examination[known]
+        gain = (one - METRICS[name].best).abs() - (other - METRICS[name].best).abs()
+        row = {"first": one.mean(), "second": other.mean(), "difference": (other - one).mean()}
+        row["low"], row["high"] = bootstrap_interval(other - one, examinations, draws, seed)
+        rows[name] = row | {"better": int((gain > 0).sum()), "worse": int((gain < 0).sum()), "images": len(one)}
     return pd.DataFrame(rows).T.astype({"better": int, "worse": int, "images": int})
 
 
@@ -144,4 +143,4 @@ def write_metrics(run_dir, scores, summary):
     """Write `metrics.csv`, a row per image, and `metrics.json`, the summary."""
     folder = run_folder(run_dir)
     write_table(folder / "metrics.csv", scores)
-    write_json(folder / "metrics.json", json.loads(json.dumps(summary)))
+    write_json(folder / "metrics.json", summary)

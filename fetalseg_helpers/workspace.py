@@ -59,6 +59,10 @@ PARAMETERS = {
     "tolerance": Rule(float, 0, 1000),
     "pixel_sizes": Rule(str),
     "draws": Rule(int, 100, 100_000),
+    "near": Rule(float, 1, 1000),
+    "worsened": Rule(int, 1, 10_000),
+    "leak_steps": Rule(int, 1, 1_000_000),
+    "repeats": Rule(int, 1, 100),
     "real_data": Rule(str),
     "shots": Rule(int, 1, 10_000),
 }

@@ -19,6 +19,7 @@ from fetalseg_helpers import notebooks, training, workspace
 ROOT = workspace.project_root()
 LESSONS = notebooks.lessons()
 NAMES = [path.stem for path in LESSONS]
+OF_ANY_DATA = [path for path in LESSONS if path.stem != "07_phantoms"]
 TAUGHT = {
     "02_preprocessing": ["fill_outline"],
     "04_unet": ["ConvBlock", "Down", "Up", "UNet"],
@@ -103,7 +104,7 @@ def test_links_between_notebooks_lead_somewhere(path):
                 assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", LESSONS[: notebooks.CORE], ids=NAMES[: notebooks.CORE])
+@pytest.mark.parametrize("path", OF_ANY_DATA, ids=[path.stem for path in OF_ANY_DATA])
 def test_no_figure_shows_a_phantom_without_saying_so(path):
     assert 'kind = "phantom" if data == "phantom" else "frame"' in "\n".join(c.source for c in code_cells(read(path)))
 
@@ -309,6 +310,8 @@ def test_a_notebook_runs_alone_with_other_parameters(path, clone, tmp_path):
         "trial_steps": 5,
         "draws": 200,
         "shots": 4,
+        "worsened": 2,
+        "leak_steps": 10,
     }
     known = notebooks.read_parameters(path)
     given = [text for name, value in values.items() if name in known for text in ("-p", name, str(value))]
@@ -317,7 +320,8 @@ def test_a_notebook_runs_alone_with_other_parameters(path, clone, tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     assert notebooks.read_parameters(out) == known  # the defaults; what papermill gave stands in its own cell
     promises = "".join(o.get("text", "") for c in code_cells(read(out)) for o in c.outputs if "checks = {" in c.source)
-    hopes = {"NO  one pair can be learnt by heart", "NO  it has learnt more than the mean mask"}  # too few steps for
+    hopes = {"NO  one pair can be learnt by heart", "NO  it has learnt more than the mean mask"}
+    hopes |= {"NO  the network is better than every guess without one"}  # too few steps for any of them
     assert {line for line in promises.splitlines() if not line.startswith("yes ")} <= hopes and "yes" in promises
 
 

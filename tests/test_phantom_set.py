@@ -4,11 +4,12 @@ import re
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fetalseg_helpers import phantom_set
+from fetalseg_helpers import biometry, phantom_set, preprocessing
 from fetalseg_helpers.ultrasound import HEIGHT
 from fetalseg_helpers.workspace import FetalsegError
 
@@ -103,6 +104,32 @@ def test_only_planted_outlines_are_cut_by_the_frame_and_one_lies_at_its_border(w
         points = np.argwhere(grey(paths[f"{stem}_Annotation.png"]))[:, ::-1]
         moments = cv2.moments(cv2.convexHull(points.astype(np.int32)))
         assert moments["m01"] / moments["m00"] > 0.95 * HEIGHT
+
+
+def test_pixel_sizes_lie_beside_the_tree_with_a_row_for_each_malignant_frame(written):
+    folder, _, paths, _ = written
+    assert sorted(path.name for path in folder.iterdir()) == ["Ultrasound Fetus Dataset", "pixel_sizes.csv"]
+    table = pd.read_csv(folder / "pixel_sizes.csv")
+    assert list(table.columns) == ["image_id", "pixel_mm", "head_circumference_mm"] and not table.isna().any(axis=None)
+    stems = {name.removesuffix(".png").removesuffix("_Annotation") for name in paths}
+    assert sorted(table.image_id, key=lambda stem: int(stem.split("_")[0])) == list(table.image_id)  # by number
+    assert len(table) == COUNT and set(table.image_id) == stems
+    examinations = {entry.stem: entry.examination for entry in phantom_set.set_entries(COUNT, SEED)}
+    assert (table.groupby(table.image_id.map(examinations)).pixel_mm.nunique() == 1).all()
+    assert table.pixel_mm.between(0.03, 0.6).all() and table.head_circumference_mm.between(40, 400).all()
+
+
+def test_the_circumference_beside_a_frame_is_that_of_its_outline(written):
+    folder, defects, paths, _ = written
+    sizes = biometry.read_pixel_sizes(folder / "pixel_sizes.csv")
+    near_border, unlike = set(defects["near_border"]), set(defects["empty_mask"]) | set(defects["missing_mask"])
+    cut, compared = set(defects["open_outline"]), 0
+    for stem, row in sizes.drop(unlike | near_border).iterrows():  # a rim at the border is too little to measure
+        mask = preprocessing.fill_outline(grey(paths[f"{stem}_Annotation.png"]))
+        measured = row.pixel_mm * biometry.head_circumference(mask)
+        assert measured == pytest.approx(row.head_circumference_mm, rel=0.03 if stem in cut else 0.001), stem
+        compared += 1
+    assert compared > 35
 
 
 def test_without_defects_every_pair_is_whole(tmp_path):

@@ -4,7 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import checkpoints, evaluation, loading, preprocessing, trainer, training, verification, workspace
+from fetalseg_helpers import (
+    checkpoints,
+    evaluation,
+    loading,
+    prediction,
+    preprocessing,
+    trainer,
+    training,
+    verification,
+    workspace,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +51,8 @@ def test_a_short_training_beats_the_baselines(prepared):
     settings = training.Settings(epochs=4, base_channels=8, depth=4, learning_rate=4e-3)
     trainer.train(prepared, settings)
     network, state = checkpoints.load_network(workspace.run_folder(prepared) / "checkpoint.pt")
-    scores = evaluation.score_pairs(network, evaluation.usable_pairs(prepared), state["canvas"])
+    predict = prediction.make_predictor(network, state["canvas"])
+    scores = evaluation.score_pairs(predict, evaluation.usable_pairs(prepared))
     train_set = preprocessing.PreparedDataset(prepared, "train")
     test_set = preprocessing.PreparedDataset(prepared, "test")
     mean_mask = np.mean([train_set.masks[row] for row in train_set.index.row], axis=0) >= 0.5

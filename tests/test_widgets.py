@@ -1,6 +1,10 @@
 """Sliders that redraw, and the progress of a training on a screen and headless."""
 
+import html
+import re
+
 import ipywidgets
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -68,6 +72,57 @@ def test_every_control_reaches_its_argument():
 def test_a_slider_waits_until_it_is_released():
     slider, _ = widgets.explore(lambda at: figure_of(at), at=(0.0, 1.0, 0.1)).children
     assert isinstance(slider, ipywidgets.FloatSlider) and slider.continuous_update is False
+
+
+TABLE = pd.DataFrame({"image_id": ["2_HC", "10_HC", "1_HC"], "dice": [0.5, 0.98765, 0.25], "pixels": [30, 10, 20]})
+
+
+def html_rows(panel):
+    """The cells of what `sortable` shows, row by row, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", panel.children[1].value, flags=re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
+
+
+def test_a_sortable_table_begins_rising_by_its_column_and_holds_every_row():
+    panel = widgets.sortable(TABLE, "dice")
+    assert html_rows(panel) == [["1_HC", "0.250", "20"], ["2_HC", "0.500", "30"], ["10_HC", "0.988", "10"]]
+    assert html_rows(widgets.sortable(TABLE, "dice", digits=1))[-1] == ["10_HC", "1.0", "10"]
+
+
+def test_another_column_and_the_other_direction_sort_it_again():
+    panel = widgets.sortable(TABLE, "dice")
+    column, falling = panel.children[0].children
+    assert list(column.options) == ["image_id", "dice", "pixels"] and column.value == "dice" and not falling.value
+    column.value = "pixels"
+    assert [row[2] for row in html_rows(panel)] == ["10", "20", "30"]
+    falling.value = True
+    assert [row[2] for row in html_rows(panel)] == ["30", "20", "10"]
+    column.value, falling.value = "dice", False
+    assert html_rows(panel) == html_rows(widgets.sortable(TABLE, "dice"))
+
+
+def test_the_table_that_is_sorted_stays_as_it_was_and_its_text_is_no_markup():
+    given = TABLE.assign(image_id=["<b>a</b>", "b", "c"])
+    before = given.copy()
+    panel = widgets.sortable(given, "pixels")
+    panel.children[0].children[1].value = True
+    pd.testing.assert_frame_equal(given, before)
+    assert "<b>" not in panel.children[1].value and html_rows(panel)[0][0] == "<b>a</b>"
+
+
+def test_rows_without_a_value_come_last_and_an_empty_table_is_a_header():
+    gaps = TABLE.assign(dice=[None, 0.9, 0.8])
+    panel = widgets.sortable(gaps, "dice")
+    assert [row[0] for row in html_rows(panel)] == ["1_HC", "10_HC", "2_HC"]
+    panel.children[0].children[1].value = True
+    assert [row[0] for row in html_rows(panel)] == ["10_HC", "1_HC", "2_HC"]
+    assert "<th>dice</th>" in widgets.sortable(TABLE[:0], "dice").children[1].value
+
+
+def test_a_sortable_table_scrolls_instead_of_growing_and_makes_no_output_widget():
+    panel = widgets.sortable(pd.concat([TABLE] * 50), "dice")
+    assert panel.children[1].layout.max_height.endswith("px") and panel.children[1].layout.overflow == "auto"
+    assert isinstance(panel.children[1], ipywidgets.HTML)
 
 
 def test_no_output_widget_is_made_since_it_can_hang_a_headless_run():

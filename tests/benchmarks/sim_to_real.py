@@ -23,7 +23,9 @@ from fetalseg_helpers import (
     loading,
     notebooks,
     phantom_set,
+    prediction,
     preprocessing,
+    summaries,
     trainer,
     training,
     unet,
@@ -61,13 +63,13 @@ def main(data, out, count, repeats):
     verification.ensure_verified(real, data=str(data.resolve()), seed=0)
     preprocessing.ensure_prepared(real, **{name: preset[name] for name in CANVAS_KEYS})
     pairs = pd.concat([evaluation.usable_pairs(real, split) for split in ("train", "valid", "test")])
-    scores = evaluation.score_pairs(network, pairs, state["canvas"], flip=True)
+    scores = evaluation.score_pairs(prediction.make_predictor(network, state["canvas"], flip=True), pairs)
     scores.to_csv(out / "real.csv", index=False)
-    print(evaluation.summarise(scores), flush=True)
+    print(summaries.summary_table(summaries.summarise(scores)), flush=True)
 
     test = evaluation.usable_pairs(real, "test")
     dataset = preprocessing.PreparedDataset(real, "train", augmented=True)
-    start = evaluation.score_pairs(network, test, state["canvas"], flip=True).dice
+    start = evaluation.score_pairs(prediction.make_predictor(network, state["canvas"], flip=True), test).dice
     rows = [(0, 0, "from phantoms", start.mean(), start.min())]
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(dataset))
@@ -81,7 +83,8 @@ def main(data, out, count, repeats):
                 )
                 chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
                 trained = training.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
-                dice = evaluation.score_pairs(trained, test, state["canvas"], flip=True).dice
+                predict = prediction.make_predictor(trained, state["canvas"], flip=True)
+                dice = evaluation.score_pairs(predict, test).dice
                 rows.append((pairs_seen, repeat, how, dice.mean(), dice.min()))
                 print(*rows[-1], flush=True)
                 table = pd.DataFrame(rows, columns=["pairs", "repeat", "start", "mean_dice", "worst_dice"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fetalseg_helpers import checkpoints, evaluation, notebooks, plotting, trainer, training, verification
+from fetalseg_helpers import checkpoints, evaluation, notebooks, plotting, prediction, trainer, training, verification
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 BUDGETS = {  # what differs from the preset `laptop`
@@ -46,8 +46,8 @@ def main():
             when = f"after {reached.elapsed.iloc[0]:.0f} s" if len(reached) else "never"
             print(f"{budget}: validation Dice {mark} {when}", flush=True)
         network, state = checkpoints.load_network(run_dir / "checkpoint.pt")
-        cut = {name: values[name] for name in ("threshold", "keep_largest", "flip", "ellipse")}
-        scores = evaluation.score_pairs(network, evaluation.usable_pairs(run_dir, "valid"), state["canvas"], **cut)
+        predict = prediction.make_predictor(network, state["canvas"], region="ellipse", flip=values["flip"])
+        scores = evaluation.score_pairs(predict, evaluation.usable_pairs(run_dir, "valid"))
         whole = tables[-1].elapsed.iloc[-1]
         print(f"{budget}: {whole:.0f} s, own size {scores.dice.mean():.4f}, worst {scores.dice.min():.3f}", flush=True)
     table = pd.concat(tables)[["budget", "epoch", "elapsed", "valid_dice"]]

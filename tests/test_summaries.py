@@ -1,0 +1,254 @@
+"""What tables of scores say: intervals over examinations, means and tails, two runs side by side."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetalseg_helpers import evaluation, summaries
+from fetalseg_helpers.workspace import FetalsegError
+
+few = settings(max_examples=50, deadline=None)
+COLUMNS = ["image_id", "examination", "dice", "iou", "hd95_px", "truth_pixels", "predicted_pixels"]
+
+
+def table_of(*rows):
+    """A table of scores: name, examination, Dice, IoU, HD95, and the pixels of both masks."""
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+# The interval
+
+
+def test_the_interval_of_two_examinations_worked_by_hand():
+    # Draws AA, AB, BA, BB: means 0, 1/2, 1/2, 1. The middle half of them is 1/2, the outer 95 % reach 0 and 1.
+    assert summaries.bootstrap_interval([0.0, 1.0], ["A", "B"]) == (0.0, 1.0)
+    assert summaries.bootstrap_interval([0.0, 1.0], ["A", "B"], level=0.4) == (0.5, 0.5)
+
+
+def test_an_examination_weighs_as_many_images_as_it_has():
+    # A has three images: the mixed draw has the mean 1/4.
+    scores, examinations = [0.0, 0.0, 0.0, 1.0], ["A", "A", "A", "B"]
+    assert summaries.bootstrap_interval(scores, examinations, level=0.4) == (0.25, 0.25)
+
+
+def test_the_interval_of_a_single_examination_is_its_mean():
+    assert summaries.bootstrap_interval([0.8, 0.9, 1.0], ["A"] * 3) == pytest.approx((0.9, 0.9))
+
+
+def test_scores_clustered_in_examinations_give_a_wider_interval_than_independent_ones():
+    scores = np.repeat(np.linspace(0.7, 0.95, 10), 8)  # 10 examinations, 8 frames alike in each
+    low, high = summaries.bootstrap_interval(scores, np.repeat(np.arange(10), 8))
+    alone_low, alone_high = summaries.bootstrap_interval(scores, np.arange(80))
+    assert (high - low) / (alone_high - alone_low) == pytest.approx(np.sqrt(8), rel=0.15)
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):  # 40 examinations with an effect of their own and 3 frames each, true mean 0
+        scores = np.repeat(rng.normal(0, 1, 40), 3) + rng.normal(0, 0.3, 120)
+        low, high = summaries.bootstrap_interval(scores, np.repeat(np.arange(40), 3), draws=300, seed=trial)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+@few
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("ABCDEF")), min_size=1, max_size=20))
+def test_the_interval_contains_the_mean_and_stays_within_the_scores(rows):
+    scores, examinations = zip(*rows, strict=True)
+    low, high = summaries.bootstrap_interval(scores, examinations)
+    assert min(scores) - 1e-9 <= low <= np.mean(scores) + 1e-9
+    assert np.mean(scores) - 1e-9 <= high <= max(scores) + 1e-9
+
+
+def test_the_interval_follows_from_the_seed():
+    rng = np.random.default_rng(0)
+    given_rows = rng.random(30), rng.integers(0, 10, 30)
+    assert summaries.bootstrap_interval(*given_rows, seed=3) == summaries.bootstrap_interval(*given_rows, seed=3)
+    assert summaries.bootstrap_interval(*given_rows, seed=3) != summaries.bootstrap_interval(*given_rows, seed=4)
+
+
+def test_an_interval_of_nothing_or_of_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="0 scores"):
+        summaries.bootstrap_interval([], [])
+    with pytest.raises(ValueError, match="2 scores for 1 examinations"):
+        summaries.bootstrap_interval([0.1, 0.2], ["A"])
+
+
+# The summary
+
+
+def test_metrics_hold_the_means_their_intervals_and_on_how_much_they_rest(tmp_path):
+    scores = table_of(
+        ("1", "A", 0.9, 0.82, 1.0, 9, 9), ("2", "A", 0.7, 0.54, 4.0, 9, 9), ("3", "B", 0.8, 0.67, 1.0, 9, 9)
+    )
+    summary = summaries.summarise(scores)
+    summaries.write_metrics(tmp_path, scores, summary)
+    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    contract = {"mean_dice", "mean_iou", "dice_interval_95", "iou_interval_95", "images", "examinations"}
+    assert contract <= set(stored)
+    assert stored["mean_dice"] == 0.8 and stored["mean_iou"] == pytest.approx(0.6767)
+    assert (stored["images"], stored["examinations"]) == (3, 2)
+    assert stored["dice_interval_95"] == pytest.approx(summaries.bootstrap_interval([0.9, 0.7, 0.8], list("AAB")))
+    assert stored["iou_interval_95"] == pytest.approx(summaries.bootstrap_interval([0.82, 0.54, 0.67], list("AAB")))
+    assert (stored["worst_image"], stored["worst_dice"], stored["median_dice"]) == ("2", 0.7, 0.8)
+    table = pd.read_csv(tmp_path / "metrics.csv", dtype={"image_id": str})
+    pd.testing.assert_frame_equal(table, scores, check_dtype=False)
+
+
+def test_the_numbers_of_a_score_worked_by_hand():
+    scores = table_of(("1", "A", 0.5, 0.4, 1.0, 9, 9), ("2", "B", 0.9, 0.8, 9.0, 9, 9), ("3", "C", 1.0, 0.9, 2.0, 9, 9))
+    found = summaries.summarise(scores)["scores"]
+    assert found["dice"] == {
+        "mean": 0.8,
+        "sd": 0.2646,  # √((0.09 + 0.01 + 0.04) / 2)
+        "median": 0.9,
+        "percentile_5": 0.54,  # a tenth of the way from 0.5 to 0.9
+        "worst": 0.5,
+        "interval_95": [0.5, 1.0],  # one in 27 draws is the worst three times
+        "images": 3,
+    }
+    assert found["hd95_px"] == {
+        "mean": 4.0,
+        "sd": 4.3589,  # √((9 + 25 + 4) / 2)
+        "median": 2.0,
+        "percentile_95": 8.3,  # nine tenths of the way from 2 to 9
+        "worst": 9.0,
+        "interval_95": [1.0, 9.0],
+        "images": 3,
+    }
+    assert list(found) == ["dice", "iou", "hd95_px"]
+
+
+def test_the_worst_of_a_signed_error_is_the_largest_to_either_side():
+    errors = [-30.0, 4.0, 20.0]
+    scores = table_of(*[(str(n), "A", 0.9, 0.8, 1.0, 9, 9) for n in range(3)]).assign(area_error_percent=errors)
+    numbers = summaries.summarise(scores)["scores"]["area_error_percent"]
+    assert numbers["worst"] == -30 and numbers["mean"] == -2 and numbers["percentile_95"] == 29
+
+
+def test_scores_that_some_images_lack_are_of_those_that_have_them():
+    scores = table_of(*[(str(n), "AAB"[n], 0.9, 0.8, 1.0, 9, 9) for n in range(3)])
+    scores["hd95_mm"], scores["assd_mm"] = [np.nan, 2.0, 4.0], np.nan
+    found = summaries.summarise(scores)["scores"]
+    assert "assd_mm" not in found
+    assert (found["hd95_mm"]["mean"], found["hd95_mm"]["images"], found["dice"]["images"]) == (3, 2, 3)
+    assert found["hd95_mm"]["interval_95"] == list(summaries.bootstrap_interval([2.0, 4.0], list("AB")))
+
+
+def test_a_single_image_has_no_spread():
+    numbers = summaries.summarise(table_of(("1", "A", 0.9, 0.8, 1.0, 9, 9)))["scores"]["dice"]
+    assert (numbers["sd"], numbers["interval_95"], numbers["percentile_5"]) == (0, [0.9, 0.9], 0.9)
+
+
+def test_pooled_scores_weigh_pixels_and_means_weigh_images():
+    # A small head missed but for half of it, and a large one that is nearly right: prediction and truth of each.
+    small, large = np.zeros((2, 40, 50), int), np.zeros((2, 40, 50), int)
+    small[0, 2:4, 2:6], small[1, 2:4, 4:8] = 1, 1  # 8 and 8, 4 shared
+    large[0, 5:35, 5:45], large[1, 5:35, 5:43] = 1, 1  # 1200 and 1140, within each other
+    pairs = {"small": small, "large": large}
+    table = evaluation.score_table([(name, name, lambda pair=pair: pair) for name, pair in pairs.items()])
+    summary = summaries.summarise(table)
+    # Of both, 4 + 1140 pixels are shared, 8 + 1200 predicted, 8 + 1140 true.
+    assert summary["pooled_dice"] == pytest.approx(2 * 1144 / (1208 + 1148), abs=5e-5)
+    assert summary["pooled_iou"] == pytest.approx(1144 / (1208 + 1148 - 1144), abs=5e-5)
+    assert summary["mean_dice"] == pytest.approx((8 / 16 + 2 * 1140 / 2340) / 2, abs=5e-5)
+    assert summary["mean_iou"] == pytest.approx((4 / 12 + 1140 / 1200) / 2, abs=5e-5)
+    assert summary["pooled_dice"] > summary["mean_dice"] + 0.2
+
+
+def test_empty_predictions_and_empty_truths_are_counted():
+    empty, full = np.zeros((3, 4), int), np.ones((3, 4), int)
+    cases = [(empty, empty), (empty, full), (empty, full), (full, empty), (full, full), (full, full)]
+    table = evaluation.score_table([(str(n), str(n), lambda pair=pair: pair) for n, pair in enumerate(cases)])
+    summary = summaries.summarise(table)
+    assert (summary["empty_predictions"], summary["empty_truths"], summary["images"]) == (3, 2, 6)
+    assert summary["mean_dice"] == 0.5 and summary["scores"]["hd95_px"]["mean"] == 2.5  # three at a diagonal of 5
+    assert summary["pooled_dice"] == pytest.approx(2 * 24 / (36 + 48), abs=5e-5)
+    nothing = summaries.summarise(evaluation.score_table([("1", "1", lambda: (empty, empty))]))
+    assert (nothing["pooled_dice"], nothing["pooled_iou"], nothing["mean_dice"]) == (1, 1, 1)
+
+
+def test_a_summary_reads_as_a_table_with_units_and_the_tail_that_is_bad():
+    scores = table_of(("1", "A", 0.5, 0.4, 1.0, 9, 9), ("2", "B", 0.9, 0.8, 9.0, 9, 9), ("3", "C", 1.0, 0.9, 2.0, 9, 9))
+    table = summaries.summary_table(summaries.summarise(scores))
+    assert list(table.index) == ["Dice", "IoU", "HD95 (px)"]
+    assert table.loc["Dice"].to_dict() == {
+        "mean": "0.800",
+        "95 % interval": "0.500 to 1.000",
+        "SD": "0.265",
+        "median": "0.900",
+        "5 % are beyond": "0.540",
+        "worst": "0.500",
+    }
+    assert list(table.loc["HD95 (px)"]) == ["4.00", "1.00 to 9.00", "4.36", "2.00", "8.30", "9.00"]
+
+
+# Two runs
+
+
+FIRST = table_of(
+    ("1_HC", "A", 0.8, 0.70, 5.0, 9, 9), ("2_HC", "A", 0.9, 0.80, 4.0, 9, 9), ("10_HC", "B", 0.7, 0.55, 8.0, 9, 9)
+)
+SECOND = table_of(
+    ("10_HC", "B", 0.9, 0.80, 2.0, 9, 9), ("1_HC", "A", 0.7, 0.60, 6.0, 9, 9), ("2_HC", "A", 0.9, 0.85, 1.0, 9, 9)
+)
+
+
+def test_two_runs_are_compared_image_by_image_whatever_their_order():
+    table = summaries.compare(FIRST, SECOND, metrics=("dice", "hd95_px"))
+    dice, hd95 = table.loc["dice"], table.loc["hd95_px"]
+    assert (dice["first"], dice["second"]) == pytest.approx((2.4 / 3, 2.5 / 3))
+    assert (hd95["first"], hd95["second"]) == pytest.approx((17 / 3, 9 / 3))
+    assert dice.difference == pytest.approx(0.1 / 3)  # -0.1, 0, +0.2
+    assert hd95.difference == pytest.approx(-8 / 3)  # +1, -3, -6
+    assert table[["better", "worse", "images"]].to_numpy().tolist() == [[1, 1, 3], [2, 1, 3]]
+    # Draws of two examinations, A with the differences -0.1 and 0, B with 0.2: the extremes are A twice and B twice.
+    assert (dice.low, dice.high) == pytest.approx((-0.05, 0.2)) and (hd95.low, hd95.high) == pytest.approx((-6, -1))
+
+
+def test_the_better_of_a_signed_error_is_the_smaller_one():
+    first, second = FIRST.assign(area_error_percent=[-9.0, 3.0, 5.0]), FIRST.assign(area_error_percent=[4.0, -5.0, -5])
+    table = summaries.compare(first, second, metrics=["area_error_percent"])
+    assert table[["better", "worse"]].to_numpy().tolist() == [[1, 1]]
+    assert table.difference.tolist() == pytest.approx([(13 - 8 - 10) / 3])
+
+
+def test_the_interval_of_a_difference_is_that_of_pairs_and_not_of_two_means():
+    # Images differ by far more than the two runs, and every image gains about 0.02.
+    rng = np.random.default_rng(0)
+    rows = [(str(n), str(n // 2), dice, 0.5, 1.0, 9, 9) for n, dice in enumerate(rng.uniform(0.5, 0.95, 60))]
+    first = table_of(*rows)
+    second = first.assign(dice=first.dice + 0.02 + rng.normal(0, 0.005, 60))
+    row = summaries.compare(first, second, metrics=["dice"]).loc["dice"]
+    assert row.low > 0.015 and row.high < 0.025 and row.better > 55
+    low, high = summaries.bootstrap_interval(second.dice - first.dice, first.examination)
+    assert (row.low, row.high) == (low, high)
+    alone = summaries.bootstrap_interval(first.dice, first.examination)
+    assert alone[1] - alone[0] > 10 * (high - low)
+
+
+def test_a_run_compared_with_itself_differs_in_nothing():
+    table = summaries.compare(FIRST, FIRST, metrics=("dice", "iou", "hd95_px"))
+    assert not table[["difference", "low", "high", "better", "worse"]].any(axis=None)
+
+
+def test_tables_of_different_images_are_not_compared():
+    with pytest.raises(FetalsegError, match="only one has 2_HC"):
+        summaries.compare(FIRST, SECOND[SECOND.image_id != "2_HC"])
+    with pytest.raises(FetalsegError, match="only one has 2_HC"):  # the first in the order of numbers
+        summaries.compare(FIRST[FIRST.image_id == "1_HC"], SECOND)
+    with pytest.raises(FetalsegError, match="only one has 3_HC"):
+        summaries.compare(FIRST, SECOND.replace({"image_id": {"10_HC": "3_HC"}}))
+
+
+@pytest.mark.parametrize("repeated", [(0, 0, 1, 2), (0, 1, 1, 2)])
+def test_tables_that_hold_an_image_twice_are_not_compared(repeated):
+    again = FIRST.iloc[list(repeated)]
+    for pair in ((FIRST, again), (again, FIRST), (FIRST.iloc[[0, 0, 1, 2]], again)):
+        with pytest.raises(FetalsegError, match="more often than once"):
+            summaries.compare(*pair, metrics=["dice"])
