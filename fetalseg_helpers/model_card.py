@@ -12,6 +12,10 @@ WHAT_THE_MASKS_ARE = """\
 The data set calls the regions tumors, and so does this project: tumor (1), background (0). They are outlines of the
 fetal head from the HC18 challenge: 999 files named `*_HC`, all of them ellipses, whose circumferences equal HC18's
 published ones within 0.021 %. The network learns to find heads. Nothing in it detects tumors."""
+PHANTOM_MASKS = """\
+Each mask is the ellipse that was drawn, known exactly, with the line that a human would draw around it. In the data
+set that the phantoms imitate, the regions are called tumors, and are outlines of the fetal head. Nothing here detects
+tumors."""
 NOT_FOR = """\
 Not for any clinical use, neither diagnosis nor measurement nor triage: it was made for learning. Not for frames of
 another source, another view than the head's standard plane, or another scanner without scoring it there first. Not as
@@ -90,7 +94,7 @@ def write_model_card(run_dir):
         f"{canvas['height']} pixels; a grey image in, P(tumor) for each pixel out. For learning only, never for "
         "clinical use.",
         "## What the masks are",
-        WHAT_THE_MASKS_ARE,
+        PHANTOM_MASKS if asked["data"] == "phantom" else WHAT_THE_MASKS_ARE,
         "## What it must not be used for",
         NOT_FOR,
         "## Data",

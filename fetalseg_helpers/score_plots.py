@@ -14,7 +14,7 @@ from fetalseg_helpers.plotting import (
     plt,
 )
 
-LINES = list(zip((BACKGROUND, ACCENT, TRUTH, PREDICTION), ("dotted", "solid", "dashdot", "dashed"), strict=True))
+LINES = list(zip((BACKGROUND, ACCENT, "#7048a8", "#b5366f"), ("dotted", "solid", "dashdot", "dashed"), strict=True))
 
 
 def show_score_spread(scores, interval, title):
@@ -69,7 +69,7 @@ def show_errors(images, truths, predictions, titles, suptitle=None):
     return figure
 
 
-def show_border_distances(image, prediction, border, distances, hd95, title):
+def show_border_distances(image, prediction, border, distances, title):
     """The prediction's border, coloured by how far each of its pixels is from the truth's, and how often which.
 
     Parameters
@@ -79,8 +79,6 @@ def show_border_distances(image, prediction, border, distances, hd95, title):
         Where the distances belong, in the order of the rows.
     distances : array of float
         In px.
-    hd95 : float
-        Marked in the histogram.
     """
     figure, (left, right) = new_figure(1, 2, height=2.7, width_ratios=(1.5, 1))
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -89,7 +87,8 @@ def show_border_distances(image, prediction, border, distances, hd95, title):
     left.axis("off")
     figure.colorbar(dots, ax=left, label="distance (px)", fraction=0.04)
     right.hist(distances, bins=20, color=ACCENT, alpha=0.8)
-    right.axvline(hd95, color="black", linestyle="dashed", linewidth=1, label=f"HD95 {hd95:.1f} px")
+    mark = np.percentile(distances, 95)
+    right.axvline(mark, color="black", linestyle="dashed", linewidth=1, label=f"95 % are within {mark:.1f} px")
     right.set(xlabel="distance from the truth (px)", ylabel="border pixels")
     right.set_ylim(0, right.get_ylim()[1] * 1.2)  # room for the legend
     right.legend(fontsize=8)

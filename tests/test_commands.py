@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import checkpoints, evaluation, phantom_set
+from fetalseg_helpers import checkpoints, phantom_set, prediction
 
 QUICK = {
     "phantoms": 24,
@@ -179,15 +180,34 @@ def test_predict_takes_a_file_or_a_folder_at_any_depth(finished, whole_set, tmp_
     assert np.array_equal(one, same) and one.shape == (540, 800) and set(np.unique(one)) <= {0, 255}
 
 
-def test_predict_fits_an_ellipse_where_that_is_asked(finished, whole_set, tmp_path):
+def test_predict_cuts_as_the_evaluation_of_the_run_did(finished, tmp_path):
+    folder, _ = finished
+    row = pd.read_csv(folder / "manifest.csv").query("split == 'test'").iloc[0]
+    result = call("predict", row.image_path, "--checkpoint", folder / "checkpoint.pt", "--out", tmp_path / "mine")
+    assert result.returncode == 0, result.stderr
+    chosen = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert f"cut at {chosen['threshold']:.2f}, region '{chosen['region']}'" in result.stdout
+    name = f"{row.image_id}_pred.png"
+    assert (tmp_path / "mine" / name).read_bytes() == (folder / "predictions" / name).read_bytes()
+    (tmp_path / "alone").mkdir()
+    shutil.copyfile(folder / "checkpoint.pt", tmp_path / "alone" / "checkpoint.pt")
+    alone = call("predict", row.image_path, "--checkpoint", tmp_path / "alone/checkpoint.pt", "--out", tmp_path / "out")
+    assert alone.returncode == 0 and "cut at 0.50, region 'largest'" in alone.stdout
+    chosen["checkpoint_sha256"] = "of other weights"
+    (tmp_path / "alone" / "metrics.json").write_text(json.dumps(chosen), encoding="utf-8")
+    other = call("predict", row.image_path, "--checkpoint", tmp_path / "alone/checkpoint.pt", "--out", tmp_path / "out")
+    assert "cut at 0.50, region 'largest'" in other.stdout
+
+
+def test_predict_cuts_as_it_is_told(finished, whole_set, tmp_path):
     image = next(path for path in sorted(whole_set.rglob("malignant/*.png")) if "Annotation" not in path.name)
-    options = ("predict", image, "--checkpoint", finished[0] / "checkpoint.pt", "--threshold", 0.3)
-    for name, more in (("plain", ()), ("ellipse", ("--ellipse",))):
-        assert call(*options, "--out", tmp_path / name, *more).returncode == 0
+    options = ("predict", image, "--checkpoint", finished[0] / "checkpoint.pt", "--threshold", 0.3, "--no-flip")
+    for name in ("largest", "ellipse"):
+        assert call(*options, "--out", tmp_path / name, "--region", name).returncode == 0
     plain, ellipse = (
-        cv2.imread(str(tmp_path / name / f"{image.stem}_pred.png"), 0) // 255 for name in ("plain", "ellipse")
+        cv2.imread(str(tmp_path / name / f"{image.stem}_pred.png"), 0) // 255 for name in ("largest", "ellipse")
     )
-    assert np.array_equal(ellipse, evaluation.fit_ellipse(evaluation.largest_component(plain)))
+    assert np.array_equal(ellipse, prediction.fit_ellipse(plain))
 
 
 def test_predict_reports_an_unreadable_image_and_does_the_rest(finished, tmp_path):

@@ -112,6 +112,7 @@ def test_scores_of_phantoms_are_said_to_be_no_result(run_dir):
     write_json(run_dir / "data.json", read_json(run_dir / "data.json") | {"data": "phantom", "phantoms": 30})
     data = section_text(run_dir, "Data")
     assert "30 phantoms" in data and "no result" in data and "simulated" in data
+    assert "the ellipse that was drawn" in section_text(run_dir, "What the masks are")
 
 
 def test_the_sizes_of_the_split_are_those_of_the_pairs_that_were_used(run_dir):

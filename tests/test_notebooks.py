@@ -269,6 +269,16 @@ def test_papermill_finds_every_parameter_with_its_comment():
 # --- that they run
 
 
+def test_a_task_that_a_kernel_leaves_behind_is_no_word_on_stderr(tmp_path):
+    said = "import logging\nlogging.getLogger('asyncio').error('Task was destroyed but it is pending!')\nprint('done')"
+    cells = [nbformat.v4.new_code_cell('run_dir: str = "x"  # folder'), nbformat.v4.new_code_cell(said)]
+    cells[0].metadata["tags"] = ["parameters"]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=read(LESSONS[0]).metadata)
+    nbformat.write(notebook, tmp_path / "07_task.ipynb")
+    final = notebooks.run_lesson(tmp_path / "07_task.ipynb", tmp_path / "run", {})
+    assert [output.name for output in code_cells(read(final))[-1].outputs] == ["stdout"]
+
+
 def test_nbval_compares_notebooks_1_to_4(clone):
     result = nbval(clone, *NAMES[:4])
     assert result.returncode == 0, result.stdout[-3000:]

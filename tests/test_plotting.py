@@ -83,7 +83,6 @@ CASES = {
     "show_history one epoch": lambda: plotting.show_history(history(1)),
     "show_curve": lambda: plotting.show_curve([0, 1], [0, 1], "threshold", "mean Dice", ID, {"used: 0.5": 0.5}),
     "show_heat_map": lambda: plotting.show_heat_map(image(), PROBABILITY, ellipse(), 0.5, f"{ID}: Dice 0.912"),
-    "show_score_spread": lambda: plotting.show_score_spread([0.9, 0.8, 0.95], (0.85, 0.93), f"Dice of each test {ID}"),
     "show_pipeline": lambda: plotting.show_pipeline(image(), ellipse(), PROBABILITY, ellipse(), ID),
     "show_maps three": lambda: plotting.show_maps([PROBABILITY] * 3, ["a", "b", ID], ["dB"] * 3, suptitle="phantom"),
     "show_maps one": lambda: plotting.show_maps([PROBABILITY], [ID], ["dB/cm/MHz"]),
@@ -178,14 +177,6 @@ def test_the_heat_map_is_cut_where_the_threshold_says():
     truth = ellipse(20, 30)
     figures = [plotting.show_heat_map(image(20, 30), probability, truth, at, "") for at in (0.5, 0.7)]
     assert [len(figure.axes[0].collections) for figure in figures] == [2, 1]  # the truth's border always
-
-
-def test_the_score_spread_shows_every_score_the_mean_and_the_interval():
-    axis = plotting.show_score_spread([0.9, 0.7, 0.8], (0.75, 0.85), "").axes[0]
-    dots, mean = axis.lines
-    assert list(dots.get_ydata()) == [0.7, 0.8, 0.9]
-    assert np.allclose(mean.get_ydata(), 0.8)
-    assert np.allclose(sorted({round(y, 6) for y in axis.patches[0].get_corners()[:, 1]}), [0.75, 0.85])
 
 
 def test_a_saved_figure_is_a_png_in_a_folder_that_is_made(tmp_path):
