@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fetalseg_helpers.anatomy import build_scene, ellipse_distance, ellipse_perimeter
+from fetalseg_helpers.anatomy import build_scene, ellipse_distance
 from fetalseg_helpers.ultrasound import (
     BEAMS,
     HEIGHT,
@@ -230,7 +230,9 @@ def draw_examination(rng, whole_sector=None, changes=None):
     x, y = values["centre_x"], values["centre_y"]
     if values["whole_sector"]:
         y = start + (end - start) * rng.uniform(0.42, 0.68)
-    pixel_size = float(np.clip(values["circumference"], 57, 346) / ellipse_perimeter(a, b))
+    # Ramanujan's approximation (1914) of the perimeter: a phantom of one seed stays the same to the byte.
+    perimeter = np.pi * (3 * (a + b) - np.sqrt((3 * a + b) * (a + 3 * b)))
+    pixel_size = float(np.clip(values["circumference"], 57, 346) / perimeter)
     return Examination(sector, (x, y, a, b, turn), trimester, pixel_size, int(rng.integers(2**32)), values)
 
 
