@@ -241,7 +241,7 @@ def show_heat_map(image, probability, truth, threshold, title):
     overlay(left, image, truth, np.asarray(probability) >= threshold, f"cut at {threshold:.2f}")
     left.legend(loc="lower left", fontsize=7)
     shown = right.imshow(probability, cmap="magma", vmin=0, vmax=1)
-    right.set_title("P(tumor)")
+    right.set_title("probability of tumor")
     right.axis("off")
     figure.colorbar(shown, ax=right, fraction=0.035)
     figure.suptitle(title)

@@ -14,7 +14,8 @@ from fetalseg_helpers.plotting import (
     plt,
 )
 
-LINES = list(zip((BACKGROUND, ACCENT, "#7048a8", "#b5366f"), ("dotted", "solid", "dashdot", "dashed"), strict=True))
+OTHER, THIRD = "#7048a8", "#b5366f"  # for lines that are neither truth nor prediction
+LINES = list(zip((BACKGROUND, ACCENT, OTHER, THIRD), ("dotted", "solid", "dashdot", "dashed"), strict=True))
 
 
 def show_score_spread(scores, interval, title):
@@ -32,12 +33,17 @@ def show_score_spread(scores, interval, title):
 def show_cuts(table, threshold, title):
     """Mean Dice over thresholds, a line per step of post-processing; 0.5 and the chosen threshold marked."""
     figure, axis = new_figure(height=2.9)
-    for column, (color, style) in zip(table.columns, LINES, strict=True):
-        axis.plot(table.index, table[column], color=color, linestyle=style, label=column)
-    axis.axvline(0.5, color="black", linestyle="dotted", linewidth=1, label="0.5")
+    for order, (column, (color, style)) in enumerate(zip(table.columns, LINES, strict=True)):
+        axis.plot(table.index, table[column], color=color, linestyle=style, label=column, zorder=3 - order / 10)
+    axis.axvline(0.5, color="black", linestyle=(0, (1, 3)), linewidth=1, label="0.5, as usual")
     axis.axvline(threshold, color="black", linewidth=1, label=f"chosen: {threshold:.2f}")
     lowest = table.loc[table.index.to_series().between(0.2, 0.8)].to_numpy().min()
-    axis.set(xlabel="threshold", ylabel="mean Dice", title=title, ylim=(lowest - 0.005, table.to_numpy().max() + 0.003))
+    axis.set(
+        xlabel="threshold (probability)",
+        ylabel="mean Dice",
+        title=title,
+        ylim=(lowest - 0.005, table.to_numpy().max() + 0.003),
+    )
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -131,9 +137,10 @@ def show_doubt(image, truth, mean, spread, title):
         shown = axis.imshow(values, cmap=cmap, vmin=0, vmax=top)
         axis.set_title(name)
         axis.axis("off")
+        bar = figure.colorbar(shown, ax=axis, fraction=0.035)
         if values is image:
             draw_outline(axis, truth, TRUTH)
-        figure.colorbar(shown, ax=axis, fraction=0.035)
+            bar.set_label("grey level")
     figure.suptitle(title)
     return figure
 
@@ -143,7 +150,7 @@ def show_risk_coverage(table, title):
     figure, axis = new_figure(height=2.7)
     everything = table.risk.iloc[-1]
     axis.plot(table.coverage, table.risk, color=ACCENT, label="surest first")
-    axis.plot(table.coverage, table.best, color=TRUTH, linestyle="dashdot", label="best first (needs the truth)")
+    axis.plot(table.coverage, table.best, color=OTHER, linestyle="dashdot", label="best first (needs the truth)")
     axis.axhline(everything, color=BACKGROUND, linestyle="dotted", label="any order, on average")
     axis.set(xlabel="share of the images that is kept", ylabel="mean of 1 - Dice", title=title, ylim=(0, None))
     axis.legend(fontsize=8)
@@ -187,7 +194,7 @@ def show_bland_altman(measured, truth, numbers, unit, title):
     axis.axhline(numbers["df"], color="black", linewidth=1, label=f"mean {numbers['df']:+.2f} {unit}")
     for end in ("low", "high"):
         label = f"± 1.96 SD: {numbers['low']:+.2f} to {numbers['high']:+.2f}" if end == "low" else None
-        axis.axhline(numbers[end], color=PREDICTION, linestyle="dashed", linewidth=1, label=label)
+        axis.axhline(numbers[end], color=THIRD, linestyle="dashed", linewidth=1, label=label)
     axis.set(xlabel=f"mean of both ({unit})", ylabel=f"predicted - true ({unit})", title=title)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -203,7 +210,7 @@ def show_leak(table, title):
     """
     figure, axis = new_figure(height=2.6)
     ways = list(dict.fromkeys(table.split_by))
-    groups = ((False, ACCENT, "o", "no sibling in training"), (True, PREDICTION, "s", "a sibling in training"))
+    groups = ((False, ACCENT, "o", "no sibling in training"), (True, THIRD, "s", "a sibling in training"))
     for seen, color, marker, label in groups:
         rows = table[table.seen == seen]
         heights = [ways.index(way) + (0.12 if seen else -0.12) for way in rows.split_by]
@@ -221,6 +228,7 @@ def show_differences(differences, label, interval, title):
     ordered = np.sort(differences)
     axis.axhline(0, color="black", linestyle="dotted", linewidth=1, label="no difference")
     axis.axhspan(*interval, color=ACCENT, alpha=0.2, label="95 % interval of the mean")
+    axis.axhline(ordered.mean(), color="black", linewidth=1, label=f"mean {ordered.mean():+.4f}")
     axis.plot(np.arange(1, len(ordered) + 1), ordered, "o", markersize=3, color=ACCENT, label="one image")
     axis.set(xlabel="image, in the order of its difference", ylabel=label, title=title)
     axis.legend(fontsize=8)
