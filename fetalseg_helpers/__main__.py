@@ -70,6 +70,7 @@ def closing_summary(folder):
             ("executed notebooks", "notebooks"),
             ("scores", "metrics.csv"),
             ("predicted masks", "predictions"),
+            ("model card", "model_card.md"),
             ("trained network", "checkpoint.pt"),
         )
     ]
