@@ -5,6 +5,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 
@@ -94,10 +95,15 @@ def read_mask(path):
     return (image == values[-1]).astype(np.uint8) * (values[-1] > 0), False
 
 
+def is_line(mask):
+    """Whether hardly a pixel of a 0/1 mask has nothing but mask around it, two pixels far: then it is an outline."""
+    return cv2.erode(mask, np.ones((5, 5), np.uint8)).sum() < 0.1 * mask.sum()
+
+
 def read_truth(path):
     """A true mask, filled where it is drawn as an outline; one without any pixel is an empty mask, not an error."""
     mask, _ = read_mask(path)
-    return preprocessing.fill_outline(mask * np.uint8(255)) if mask.any() else mask
+    return preprocessing.fill_outline(mask * np.uint8(255)) if is_line(mask) else mask
 
 
 def pair_up(predictions, masks):

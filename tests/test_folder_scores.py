@@ -422,6 +422,15 @@ def test_a_mask_may_be_filled_or_an_outline(outlines, tmp_path):
     assert list(scores.truth_pixels) == [head(number).sum() for number in (1, 2, 3)]
 
 
+def test_a_filled_mask_keeps_its_holes_and_its_regions(tmp_path):
+    ring = cv2.circle(np.zeros((HEIGHT, WIDTH), np.uint8), (WIDTH // 3, HEIGHT // 2), 12, 255, 9)
+    cv2.circle(ring, (WIDTH - 12, HEIGHT // 2), 8, 255, -1)
+    write(tmp_path / "m" / "1_HC_mask.png", ring)
+    write(tmp_path / "p" / "1_HC_pred.png", ring)
+    scores, _ = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    assert scores.dice[0] == 1 and scores.truth_pixels[0] == np.count_nonzero(ring)
+
+
 def test_an_outline_as_a_prediction_is_scored_as_it_is_and_said_so(tmp_path, masks):
     for number, name in enumerate(NAMES, 1):
         write(tmp_path / "p" / f"{name}.png", outline_of(head(number)))
