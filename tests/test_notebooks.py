@@ -286,7 +286,7 @@ def test_nbval_compares_notebooks_1_to_4(clone):
 
 
 def test_nbval_executes_the_notebooks_that_train(clone):
-    result = nbval(clone, *NAMES[4:], lax=True)
+    result = nbval(clone, *NAMES[4:7], lax=True)  # 08 trains five more networks: it runs below, with small values
     assert result.returncode == 0, result.stdout[-3000:]
     metrics = json.loads((clone / "runs/quick/metrics.json").read_text(encoding="utf-8"))
     assert metrics["mean_dice"] > 0.95, "the default run promises 0.95 on phantoms"
