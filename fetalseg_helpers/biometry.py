@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from fetalseg_helpers import anatomy, loading, phantom
+from fetalseg_helpers import anatomy, loading, phantom, phantom_set
 from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder
 
 # Columns of a table of pixel sizes: ours, and those of HC18's training_set_pixel_size_and_HC.csv.
-COLUMNS = {"image_id": "filename", "pixel_mm": "pixel size(mm)", "head_circumference_mm": "head circumference (mm)"}
+HC18_COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
+COLUMNS = dict(zip(phantom_set.PIXEL_SIZE_COLUMNS, HC18_COLUMNS, strict=True))
 LARGEST_DISAGREEMENT = 0.03  # of a table with the masks that it should belong to; HC18's is 0.001 at the median
 
 
@@ -196,3 +197,15 @@ def agreement(measured, truth):
         "low": mean - 1.96 * deviation,
         "high": mean + 1.96 * deviation,
     }
+
+
+def describe_agreement(scores):
+    """ADF and DF of the images whose pixel size is known, in words; None where a table of scores has no such image."""
+    known = scores.dropna(subset="circumference_mm") if "circumference_mm" in scores else scores[:0]
+    if known.empty:
+        return None
+    numbers = agreement(known.circumference_mm, known.truth_circumference_mm)
+    return (
+        f"head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "
+        f"DF {numbers['df']:.2f} ± {numbers['df_sd']:.2f} mm"
+    )

@@ -230,14 +230,7 @@ def report(scores, problems, summary):
         f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: "
         f"Dice {summary['pooled_dice']:.4f}, IoU {summary['pooled_iou']:.4f}"
     )
-    if "circumference_mm" not in scores:
-        return
-    known = scores.dropna(subset="circumference_mm")
-    if len(known) < len(scores):
-        yield f"{len(scores) - len(known)} images have no pixel size in the table, and no scores in mm."
-    if len(known):
-        numbers = biometry.agreement(known.circumference_mm, known.truth_circumference_mm)
-        yield (
-            f"head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "
-            f"DF {numbers['df']:.2f} ± {numbers['df_sd']:.2f} mm"
-        )
+    if "circumference_mm" in scores and (unknown := int(scores.circumference_mm.isna().sum())):
+        yield f"{unknown} images have no pixel size in the table, and no scores in mm."
+    if sentence := biometry.describe_agreement(scores):
+        yield sentence

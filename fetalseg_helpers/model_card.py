@@ -113,12 +113,8 @@ def write_model_card(run_dir):
         f"truths: {metrics['empty_truths']}.",
         markdown_table(summaries.summary_table(metrics)),
     ]
-    if "circumference_mm" in scores and len(known := scores.dropna(subset="circumference_mm")):
-        numbers = biometry.agreement(known.circumference_mm, known.truth_circumference_mm)
-        lines.append(
-            f"Head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "
-            f"DF {numbers['df']:.2f} ± {numbers['df_sd']:.2f} mm."
-        )
+    if sentence := biometry.describe_agreement(scores):
+        lines.append(f"{sentence[0].upper()}{sentence[1:]}.")
     lines += ["## Failures seen", describe_failures(scores), "## Made with", versions()]
     write_text(folder / "model_card.md", "\n\n".join(lines) + "\n")
     return folder / "model_card.md"

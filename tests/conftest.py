@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fetalseg_helpers import preprocessing
 from fetalseg_helpers.phantom_set import planted_defects, write_phantoms
 
 COUNT, SEED = 40, 1
@@ -73,3 +74,12 @@ def draw_pairs():
             cv2.imwrite(str(folder / f"{name}_Annotation.png"), outline)
 
     return draw
+
+
+@pytest.fixture(scope="module")
+def bright_run(tmp_path_factory, draw_pairs):
+    """A run folder with bright heads, some with a sibling, prepared at 48 × 32."""
+    root = tmp_path_factory.mktemp("bright")
+    draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
+    preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
+    return root / "run"

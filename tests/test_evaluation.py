@@ -28,14 +28,6 @@ EMPTY_CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, draw_pairs):
-    root = tmp_path_factory.mktemp("evaluation")
-    draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
-    preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
-    return root / "run"
-
-
 def bright(image):
     """What a network without a secret predicts: pixels brighter than the middle are tumor."""
     return np.uint8(image > 127)
@@ -249,8 +241,8 @@ def test_the_order_in_which_a_pool_reads_does_not_change_the_table():
     pd.testing.assert_frame_equal(evaluation.score_table(masks, over=backwards), evaluation.score_table(masks))
 
 
-def test_pairs_of_the_test_split_are_scored_at_their_own_size(run_dir, tmp_path):
-    pairs = evaluation.usable_pairs(run_dir)
+def test_pairs_of_the_test_split_are_scored_at_their_own_size(bright_run, tmp_path):
+    pairs = evaluation.usable_pairs(bright_run)
     assert len(pairs) >= 2 and set(pairs.split) == {"test"}
     scores = evaluation.score_pairs(bright, pairs, save_to=tmp_path)
     assert list(scores.columns) == ["image_id", "examination", *IN_PX, *evaluation.SIZES]
@@ -266,11 +258,11 @@ def test_pairs_of_the_test_split_are_scored_at_their_own_size(run_dir, tmp_path)
         assert (row.truth_pixels, row.predicted_pixels) == (truth.sum(), (written > 0).sum())
 
 
-def test_pairs_are_scored_in_mm_and_at_the_tolerance_that_is_given(run_dir):
+def test_pairs_are_scored_in_mm_and_at_the_tolerance_that_is_given(bright_run):
     def too_large(image):
         return cv2.dilate(bright(image), np.ones((7, 7)))  # by 3 px to every side
 
-    pairs = evaluation.usable_pairs(run_dir)
+    pairs = evaluation.usable_pairs(bright_run)
     sizes = pixel_sizes(**{name: (0.5, np.nan) for name in pairs.image_id})
     scores = evaluation.score_pairs(too_large, pairs, sizes, tolerance=2.0)
     assert (scores.nsd_mm == scores.nsd).all() and (scores.hd95_mm == scores.hd95_px / 2).all()
@@ -282,17 +274,17 @@ def test_pairs_are_scored_in_mm_and_at_the_tolerance_that_is_given(run_dir):
         assert row.truth_circumference_mm == pytest.approx(true_mm) and true_mm > 50
 
 
-def test_a_pair_with_an_error_in_the_verification_is_not_scored(run_dir, tmp_path):
-    pairs = evaluation.usable_pairs(run_dir)
+def test_a_pair_with_an_error_in_the_verification_is_not_scored(bright_run, tmp_path):
+    pairs = evaluation.usable_pairs(bright_run)
     excluded = pairs.image_id.iloc[0]
     findings = pd.DataFrame({"image_id": [excluded], "check": ["x"], "severity": ["error"], "detail": ["x"]})
     try:
-        findings.to_csv(run_dir / "verification.csv", index=False)
-        assert list(evaluation.usable_pairs(run_dir).image_id) == list(pairs.image_id[1:])
+        findings.to_csv(bright_run / "verification.csv", index=False)
+        assert list(evaluation.usable_pairs(bright_run).image_id) == list(pairs.image_id[1:])
     finally:
-        (run_dir / "verification.csv").unlink()
+        (bright_run / "verification.csv").unlink()
 
 
-def test_usable_pairs_are_those_of_the_split_that_is_asked_for(run_dir):
-    train, test = (set(evaluation.usable_pairs(run_dir, split).image_id) for split in ("train", "test"))
+def test_usable_pairs_are_those_of_the_split_that_is_asked_for(bright_run):
+    train, test = (set(evaluation.usable_pairs(bright_run, split).image_id) for split in ("train", "test"))
     assert train and test and not train & test

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shapes import ellipse_mask
 from torch import nn
 
-from fetalseg_helpers import evaluation, prediction, preprocessing
+from fetalseg_helpers import evaluation, prediction
 from fetalseg_helpers.evaluation import dice_score
 from fetalseg_helpers.workspace import FetalsegError, write_json
 
@@ -51,14 +51,6 @@ class Soft(Bright):
 
 
 PREDICT = prediction.make_predictor(Bright(), CANVAS)
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, draw_pairs):
-    root = tmp_path_factory.mktemp("prediction")
-    draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
-    preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
-    return root / "run"
 
 
 def disc(height=37, width=53):
@@ -268,8 +260,8 @@ def test_a_predictor_gives_the_cut_map_of_an_image_at_its_own_size(size, fit):
 # Which cut
 
 
-def test_the_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itself(run_dir):
-    pairs = evaluation.usable_pairs(run_dir).head(2)
+def test_the_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itself(bright_run):
+    pairs = evaluation.usable_pairs(bright_run).head(2)
     thresholds = (0.25, 0.5, 0.7)
     for flip in (False, True):
         table = prediction.score_cuts(Ramp() if flip else Soft(), pairs, CANVAS, flip, thresholds)
