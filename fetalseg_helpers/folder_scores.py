@@ -188,10 +188,10 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     items = [(item[0], examinations[item[0]], lambda item=item: read(item)) for item in matched]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and distances run outside of Python's lock
         scores = evaluation.score_table(items, sizes, tolerance, over=pool.map)
+    problems.sort(key=lambda row: (loading.natural_order(row[0]), row[0]))  # threads finish in any order
     if scores.empty:
         first = f": {problems[0][2]} {problems[0][3]}" if problems else ""
         raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}{first}.")
-    problems.sort(key=lambda row: (loading.natural_order(row[0]), row[0]))
     return writable(scores), writable(pd.DataFrame(problems, columns=PROBLEM_COLUMNS))
 
 
