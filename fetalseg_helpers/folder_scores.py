@@ -145,7 +145,8 @@ def read_both(name, mine, theirs):
         sizes = " but the mask ".join(f"{width} × {height}" for height, width in (prediction.shape, truth.shape))
         return None, [(name, "misshapen", file, f"is {sizes}")]
     if grey:
-        problems.append((name, "grey values", file, "has more than two values, and was cut at 128"))
+        left = "" if prediction.any() else ": nothing is left. Write labels as 0 and 255"
+        problems.append((name, "grey values", file, f"has more than two values, and was cut at 128{left}"))
     region = largest_component(prediction) * np.uint8(255)
     if region.any() and preprocessing.fill_outline(region).sum() > 3 * np.count_nonzero(region):
         problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))

@@ -414,6 +414,16 @@ def test_a_jpeg_is_cut_at_128_and_said_so(tmp_path, masks):
     assert (scores.dice > 0.97).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
 
 
+def test_labels_of_several_kinds_are_said_to_leave_nothing(tmp_path, masks):
+    for number, name in enumerate(NAMES, 1):
+        labels = head(number)
+        labels[:3] = 2  # another organ
+        write(tmp_path / "p" / f"{name}_pred.png", labels)
+    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    assert (scores.dice == 0).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
+    assert problems.detail.str.endswith("nothing is left. Write labels as 0 and 255").all()
+
+
 @pytest.mark.parametrize("outlines", [True, False])
 def test_a_mask_may_be_filled_or_an_outline(outlines, tmp_path):
     write_masks(tmp_path / "m", ending="_mask.png", outlines=outlines)
