@@ -38,7 +38,8 @@ def border_ellipse(mask):
     Returns
     -------
     Ellipse or None
-        None where fewer than five pixels of border lie inside the frame, or where none fits.
+        None where fewer than five pixels of border lie inside the frame, or where what fits is more than three times as
+        long as the border reaches.
     """
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     height, width = mask.shape
@@ -48,7 +49,8 @@ def border_ellipse(mask):
     if inner.sum() < 5:  # an ellipse has five degrees of freedom
         return None
     (x, y), diameters, angle = cv2.fitEllipse(border[inner].astype(np.float32))
-    if not np.isfinite([x, y, *diameters]).all():
+    reach = np.hypot(*np.ptp(border[inner], axis=0))
+    if not (np.isfinite([x, y]).all() and max(diameters) <= 3 * reach):
         return None
     return Ellipse(x, y, *(diameter / 2 + 0.5 for diameter in diameters), angle)  # pixels reach beyond their centres
 

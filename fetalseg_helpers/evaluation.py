@@ -217,7 +217,7 @@ def score_pairs(predict, pairs, sizes=None, tolerance=5.0, save_to=None):
     sizes, tolerance
         As for `score_table`.
     save_to : Path, optional
-        Folder for `<image_id>_pred.png`, 0/255.
+        Folder for `<image_id>_pred.png`, 0/255; those of other images are deleted there.
 
     Returns
     -------
@@ -232,6 +232,10 @@ def score_pairs(predict, pairs, sizes=None, tolerance=5.0, save_to=None):
             write_png(Path(save_to) / f"{pair.image_id}_pred.png", prediction * np.uint8(255))
         return prediction, truth
 
+    if save_to is not None:
+        for path in Path(save_to).glob("*_pred.png"):
+            if path.name.removesuffix("_pred.png") not in set(pairs.image_id):
+                path.unlink()
     rows = ((pair.image_id, pair.examination, lambda pair=pair: masks(pair)) for pair in pairs.itertuples())
     return score_table(rows, sizes, tolerance)
 

@@ -5,7 +5,6 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -95,15 +94,10 @@ def read_mask(path):
     return (image == values[-1]).astype(np.uint8) * (values[-1] > 0), False
 
 
-def is_line(mask):
-    """Whether hardly a pixel of a 0/1 mask has nothing but mask around it, two pixels far: then it is an outline."""
-    return cv2.erode(mask, np.ones((5, 5), np.uint8)).sum() < 0.1 * mask.sum()
-
-
 def read_truth(path):
     """A true mask, filled where it is drawn as an outline; one without any pixel is an empty mask, not an error."""
     mask, _ = read_mask(path)
-    return preprocessing.fill_outline(mask * np.uint8(255)) if is_line(mask) else mask
+    return preprocessing.fill_outline(mask * np.uint8(255)) if preprocessing.is_line(mask) else mask
 
 
 def pair_up(predictions, masks):
@@ -147,8 +141,7 @@ def read_both(name, mine, theirs):
     if grey:
         left = "" if prediction.any() else ": nothing is left. Write labels as 0 and 255"
         problems.append((name, "grey values", file, f"has more than two values, and was cut at 128{left}"))
-    region = largest_component(prediction) * np.uint8(255)
-    if region.any() and preprocessing.fill_outline(region).sum() > 3 * np.count_nonzero(region):
+    if preprocessing.is_line(largest_component(prediction)):
         problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))
     return (prediction, truth), problems
 

@@ -107,7 +107,7 @@ def run_lesson(path, run_dir, values):
     os.environ.pop("JPY_SESSION_NAME", None)  # nobody watches: no bars, a line per epoch
     with written_whole(final) as unfinished:
         try:
-            options = {"progress_bar": False, "cwd": path.parent, "kernel_name": "python3"}
+            options = {"progress_bar": False, "cwd": path.parent, "kernel_name": "python3", "start_timeout": 300}
             options["extra_arguments"] = list(QUIET_KERNEL)
             papermill.execute_notebook(path, unfinished, parameters=given, **options)
         except papermill.PapermillExecutionError as error:

@@ -40,12 +40,28 @@ def binarise(mask, threshold=128):
     return (np.asarray(mask) >= threshold).astype(np.uint8)
 
 
+def is_line(mask):
+    """Whether a 0/1 mask is thin everywhere, measured by the area of its convex hull."""
+    if not mask.any():
+        return False
+    hull_area = cv2.contourArea(cv2.convexHull(cv2.findNonZero(mask)))
+    half_width = cv2.distanceTransform(mask, cv2.DIST_L2, 5).max() - 0.5
+    return bool(half_width < 0.08 * np.sqrt(hull_area))
+
+
+def without_specks(mask, least_share=0.05):
+    """A 0/1 mask without the regions (8 neighbours) that have less than this share of the largest one's pixels."""
+    _, labels, measures, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    sizes = measures[:, cv2.CC_STAT_AREA]
+    return mask * (sizes >= least_share * sizes[1:].max(initial=0))[labels]
+
+
 def fill_outline(outline):
     """Fill a drawn outline; the line itself counts as inside.
 
     A closed line is filled by a hole filler. Where the frame cuts the line open, a hole filler finds no hole and
-    leaves the line as it is; then the convex hull is the region, since a head is convex. A file that is filled
-    already comes back as it is.
+    leaves the line as it is; then the convex hull is the region, since a head is convex. A region that is filled
+    already stays as it is.
 
     Parameters
     ----------
@@ -62,12 +78,13 @@ def fill_outline(outline):
         If no pixel is set.
     """
     line = binarise(outline)
-    points = cv2.findNonZero(line)
-    if points is None:
+    if not line.any():
         raise FetalsegError("the mask is empty: no pixel reaches 128.")
     filled = ndimage.binary_fill_holes(line).astype(np.uint8)
-    hull = cv2.fillConvexPoly(np.zeros_like(line), cv2.convexHull(points), 1)
-    return filled if filled.sum() > hull.sum() / 2 else hull
+    rest = without_specks(filled)
+    if not is_line(rest):
+        return filled
+    return cv2.fillConvexPoly(np.zeros_like(line), cv2.convexHull(cv2.findNonZero(rest)), 1)
 
 
 def is_open(outline):

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -86,7 +85,7 @@ def find_phantoms(run_dir, count):
 def make_phantoms(home, count):
     """Make phantoms in `phantom_<count>` of the folder `home`, unless they are there; returns their folder."""
     folder = home / f"phantom_{count}"
-    if not folder.exists():
+    if not (folder.is_dir() and any(folder.iterdir())):
         print(f"{count} phantom frames are being made in {shown(folder)}.")
         phantom_set.write_phantoms(folder, count=count, seed=0)
     return folder
@@ -134,22 +133,30 @@ def download(address, path, md5=None):
 
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer, written_whole(path) as temporary:
+        with reach(address) as answer, written_whole(path) as temporary:
             total = int(answer.headers.get("Content-Length") or 0) or None
             with temporary.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
                 while block := read_block(answer):
                     file.write(block)
                     digest.update(block)
                     bar.update(len(block))
-    except (urllib.error.URLError, http.client.HTTPException) as error:
+    except http.client.HTTPException as error:
         raise FetalsegError(
-            f"{address} could not be downloaded ({getattr(error, 'reason', error)}): check the network, "
+            f"{address} could not be downloaded ({error}): check the network, "
             "or download it in a browser, unpack it and give its folder with --data."
         ) from error
     if total is not None and path.stat().st_size != total:
         raise FetalsegError(f"{path.name} arrived with {path.stat().st_size} of {total} bytes: fetch it again.")
     if md5 is not None and digest.hexdigest() != md5:
         raise FetalsegError(f"{path.name} has MD5 {digest.hexdigest()}, expected {md5}: fetch it again.")
+
+
+def reach(address):
+    """Ask for what lies at `address`; whatever goes wrong is an error of the network, not of the disk."""
+    try:
+        return urllib.request.urlopen(address, timeout=60)
+    except OSError as error:
+        raise http.client.HTTPException(str(getattr(error, "reason", error))) from error
 
 
 def read_block(answer):

@@ -134,7 +134,8 @@ def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=
         one, other, examinations = first[name][known], second[name][known], first.examination[known]
         gain = (one - METRICS[name].best).abs() - (other - METRICS[name].best).abs()
         row = {"first": one.mean(), "second": other.mean(), "difference": (other - one).mean()}
-        row["low"], row["high"] = bootstrap_interval(other - one, examinations, draws, seed)
+        interval = bootstrap_interval(other - one, examinations, draws, seed) if len(one) else (np.nan, np.nan)
+        row["low"], row["high"] = interval
         rows[name] = row | {"better": int((gain > 0).sum()), "worse": int((gain < 0).sum()), "images": len(one)}
     return pd.DataFrame(rows).T.astype({"better": int, "worse": int, "images": int})
 

@@ -85,8 +85,6 @@ class Trainer:
         self.history, self.best, self.saved = [], -1.0, resume
         if resume:
             self.load_state(checkpoints.load_checkpoint(self.folder / "last.pt"))
-            if parallel.rank() == 0:
-                self.write_history()  # a training that was killed before it could
         self.midway = False
 
     def positive_weight(self):
@@ -137,6 +135,8 @@ class Trainer:
     def remaining_epochs(self):
         """The loop of `epochs`, in one process at a time."""
         with self.alone() if parallel.rank() == 0 else nullcontext():
+            if self.history and parallel.rank() == 0:
+                self.write_history()  # a training that was killed may not have
             while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
                 yield self.run_epoch()
 

@@ -251,7 +251,7 @@ def ensure_verified(run_dir, width=None, height=None, fit=None, **data):
     preprocessing.ensure_prepared(run_dir, width, height, fit, **data)
     folder = run_folder(run_dir)
     written, manifest = folder / "verification.csv", folder / "manifest.csv"
-    if not written.exists() or written.stat().st_mtime < manifest.stat().st_mtime:
+    if not written.exists() or written.stat().st_mtime <= manifest.stat().st_mtime:  # clocks may tick in seconds
         write_verification(run_dir)
         print(f"{shown(written)} made (notebook 03 explains it).")
     return preprocessing.usable(run_dir)

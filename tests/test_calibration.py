@@ -13,7 +13,7 @@ from torch import nn
 from fetalseg_helpers import calibration, evaluation, prediction, preprocessing
 
 CANVAS = {"width": 48, "height": 32, "fit": "scale"}
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 class Right(nn.Module):

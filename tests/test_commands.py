@@ -121,6 +121,13 @@ def test_a_wrong_parameter_stops_a_run_before_anything_runs(given, sentence, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name, value", [("run_dir", "elsewhere"), ("resume", "true")])
+def test_train_does_not_silently_drop_what_has_an_option_of_its_own(name, value, tmp_path):
+    result = call("train", "--run-dir", tmp_path / "run", "-p", name, value, cwd=tmp_path)
+    assert result.returncode == 1 and is_one_sentence(result.stderr)
+    assert f"--{name.replace('_', '-')}" in result.stderr and not list(tmp_path.rglob("*.pt"))
+
+
 def test_wrong_usage_exits_with_2():
     assert call("run", "--preset", "huge").returncode == 2
     assert call("walk").returncode == 2

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 from fetalseg_helpers import biometry, evaluation, preprocessing, summaries
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 pair_of_masks = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
     lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 1))] * 2)
 )
@@ -239,6 +239,14 @@ def test_the_order_in_which_a_pool_reads_does_not_change_the_table():
 
     masks = masks_by_name(a1=(FULL, FULL), a2=(EMPTY, FULL))
     pd.testing.assert_frame_equal(evaluation.score_table(masks, over=backwards), evaluation.score_table(masks))
+
+
+def test_predictions_of_another_split_do_not_stay_beside_those_of_this_one(bright_run, tmp_path):
+    for name in ("999_HC_pred.png", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    pairs = evaluation.usable_pairs(bright_run)
+    evaluation.score_pairs(bright, pairs, save_to=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_pred.png" for name in pairs.image_id} | {"notes.txt"}
 
 
 def test_pairs_of_the_test_split_are_scored_at_their_own_size(bright_run, tmp_path):

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_image_and_outline_are_paired_across_split_folders(tmp_path):
     assert (row.folder, row.mask_folder, row.copies) == ("train", "test", 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     places=st.dictionaries(
         st.integers(1, 999), st.tuples(st.sampled_from(SPLIT_FOLDERS), st.sampled_from(SPLIT_FOLDERS)), min_size=1
@@ -249,7 +248,7 @@ def table(sizes, folders=("train",)):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(1, 6), min_size=3, max_size=60), seed=st.integers(0, 2**31 - 1))
 def test_an_examination_never_crosses_a_split_and_the_shares_hold(sizes, seed):
     pairs = table(sizes)
@@ -408,16 +407,15 @@ def test_a_16_bit_image_is_refused_and_not_cut_to_8(tmp_path, suffix):
     assert "16" in refused(path) and "8-bit" in refused(path)
 
 
-def test_a_png_header_that_claims_too_much_is_refused_before_decoding(tmp_path):
+def test_a_png_header_that_claims_too_much_is_refused_before_decoding(tmp_path, monkeypatch):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 200_000, 200_000, 8, 0, 0, 0, 0))
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
-    start = time.perf_counter()
+    monkeypatch.delattr(cv2, "imdecode")
     assert "200000 × 200000" in refused(path)
-    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize("side", [30_000, 60_000])

@@ -46,7 +46,7 @@ def clone(tmp_path_factory):
     return folder
 
 
-def run_in(folder, *command, timeout=600):
+def run_in(folder, *command, timeout=1800):
     """Run a python module in a clone, which comes before the installed package."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONUTF8": "1"}
     environment.pop("JPY_SESSION_NAME", None)
@@ -62,7 +62,7 @@ def run_in(folder, *command, timeout=600):
 
 
 def nbval(folder, *names, lax=False):
-    options = ["--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "-q", "--rootdir", folder]
+    options = ["--nbval-current-env", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-q", "--rootdir", folder]
     return run_in(
         folder, "pytest", "--nbval-lax" if lax else "--nbval", *options, *(f"notebooks/{n}.ipynb" for n in names)
     )

@@ -153,7 +153,7 @@ def groups(stems):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**40))
 def test_names_give_the_examinations_even_without_defective_frames(count, seed):
     entries = phantom_set.set_entries(count, seed)

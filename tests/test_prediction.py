@@ -15,7 +15,7 @@ from fetalseg_helpers.evaluation import dice_score
 from fetalseg_helpers.workspace import FetalsegError, write_json
 
 CANVAS = {"width": 48, "height": 32, "fit": "scale"}
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 class Bright(nn.Module):

@@ -119,7 +119,26 @@ def test_off_values_are_cut_at_128_before_filling():
     assert pre.is_open(noisy) == pre.is_open(drawn)
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("drawn", [ring(200, 200, 100, 100, 60), ring(200, 200, 100, 0, 60)], ids=["closed", "cut off"])
+def test_a_stray_pixel_does_not_change_the_region(drawn):
+    filled, stray = pre.fill_outline(drawn), drawn.copy()
+    stray[190, 10] = 255
+    difference = pre.fill_outline(stray) != filled
+    assert filled.sum() > 3000 and difference.sum() <= 1 and not difference[:180].any()
+
+
+def test_two_filled_regions_stay_two():
+    discs = disc(200, 200, 50, 50, 20) | disc(200, 200, 150, 150, 20)
+    assert np.array_equal(pre.fill_outline(discs * np.uint8(255)), discs) and not pre.is_line(discs)
+
+
+def test_an_outline_that_the_frame_cuts_in_two_is_one_region():
+    drawn = cv2.ellipse(np.zeros((100, 200), np.uint8), (100, 50), (70, 60), 0, 0, 360, 255, 2)
+    expected = cv2.ellipse(np.zeros((100, 200), np.uint8), (100, 50), (71, 61), 0, 0, 360, 1, -1)
+    assert pre.is_open(drawn) and dice(pre.fill_outline(drawn), expected) > 0.98
+
+
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), cut=st.sampled_from(["whole", "cut", "border"]))
 def test_phantom_outlines_are_filled_to_the_truth_within_their_rim(seed, cut):
     rng = np.random.default_rng(seed)
@@ -199,7 +218,7 @@ def test_padding_gives_back_every_pixel_that_was_not_cropped(native_width, nativ
     assert (canvas > 0).sum() == (expected > 0).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     native=st.tuples(st.integers(300, 900), st.integers(300, 900)),
     canvas=st.tuples(st.integers(96, 256), st.integers(96, 256)),
@@ -212,7 +231,7 @@ def test_a_smooth_mask_comes_back_from_the_canvas_nearly_whole(native, canvas, a
     small = pre.mask_to_canvas(mask, *canvas)
     assert small.shape == canvas[::-1] and set(np.unique(small)) <= {0, 1}
     back = pre.from_canvas(small.astype(np.float32), width, height)
-    assert back.shape == mask.shape and dice(back >= 0.5, mask) > 0.96
+    assert back.shape == mask.shape and dice(back >= 0.5, mask) > 0.95
 
 
 @given(sizes, sizes, st.integers(16, 64), st.integers(16, 64), st.sampled_from(["scale", "pad"]))
@@ -231,7 +250,7 @@ def test_a_mask_pixel_is_set_where_at_least_half_of_it_is_covered():
 # augmentation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_image_and_mask_stay_aligned(seed):
     mask = disc(96, 128, 58, 40, 30, 20) | disc(96, 128, 90, 60, 12)
@@ -241,7 +260,7 @@ def test_image_and_mask_stay_aligned(seed):
     assert dice(image > 0.4 * image.max(), moved) > 0.97
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1))
 def test_up_stays_up(seed):
     mask = np.zeros((96, 128), np.uint8)

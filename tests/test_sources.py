@@ -144,6 +144,15 @@ def test_a_connection_that_breaks_in_the_middle_is_a_matter_of_the_network(tmp_p
     assert "network" in message and "/reset" in message and "free some space" not in message
 
 
+def test_a_connection_that_breaks_before_an_answer_is_a_matter_of_the_network(tmp_path, serve):
+    def reset(handler):
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+
+    message = fetch_fails(tmp_path, ("set.zip", serve(reset=reset) + "/reset", None))
+    assert "network" in message and "/reset" in message and "free some space" not in message
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>Sign in</html>", zipped()[:-200]], ids=["empty", "page", "half"])
 def test_what_is_no_whole_zip_archive_is_refused_and_named(tmp_path, serve, body):
     message = fetch_fails(tmp_path, ("set.zip", serve(body=body) + "/body", None))

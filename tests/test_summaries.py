@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fetalseg_helpers import evaluation, summaries
 from fetalseg_helpers.workspace import FetalsegError
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 COLUMNS = ["image_id", "examination", "dice", "iou", "hd95_px", "truth_pixels", "predicted_pixels"]
 
 
@@ -235,6 +235,12 @@ def test_the_interval_of_a_difference_is_that_of_pairs_and_not_of_two_means():
 def test_a_run_compared_with_itself_differs_in_nothing():
     table = summaries.compare(FIRST, FIRST, metrics=("dice", "iou", "hd95_px"))
     assert not table[["difference", "low", "high", "better", "worse"]].any(axis=None)
+
+
+def test_a_score_that_no_image_has_is_compared_as_unknown():
+    table = summaries.compare(FIRST.assign(hd95_px=np.nan), SECOND, metrics=("dice", "hd95_px"))
+    assert table.images["hd95_px"] == 0 and table.loc["hd95_px", ["difference", "low", "high"]].isna().all()
+    assert table.loc["dice", "low"] <= table.loc["dice", "high"]
 
 
 def test_tables_of_different_images_are_not_compared():

@@ -11,7 +11,7 @@ from shapes import ellipse_mask
 
 from fetalseg_helpers import surface
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 masks_of_one_shape = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.tuples(*[arrays(bool, shape, elements=st.booleans()).filter(np.any)] * 2)
 )

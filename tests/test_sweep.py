@@ -89,14 +89,14 @@ def swept(tmp_path_factory):
     grid, out = write_grid(root, **{**TINY, "batch_size": [4, 500, 6]}), root / "out"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
     process = subprocess.Popen(command(grid, out), start_new_session=True, **quiet)
-    first, deadline = out / "batch_size=4" / "notebooks" / "06_evaluation.ipynb", time.monotonic() + 240
+    first, deadline = out / "batch_size=4" / "notebooks" / "06_evaluation.ipynb", time.monotonic() + 900
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
     process.wait()
     assert first.exists() and not (out / "sweep.csv").exists()
     before = stamp(out / "batch_size=4")
-    again = subprocess.run(command(grid, out, "--jobs", "2"), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    again = subprocess.run(command(grid, out, "--jobs", "2"), capture_output=True, text=True, cwd=ROOT, timeout=900)
     return out, before, again
 
 
@@ -165,7 +165,9 @@ def test_the_same_sweep_runs_on_a_dask_cluster_of_two_workers(swept):
     grid = write_grid(out.parent, **{**TINY, "batch_size": [4, 6], "seed": [0]})
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         options = ("--jobs", "2", "--dask", cluster.scheduler_address)
-        done = subprocess.run(command(grid, out.parent / "dask", *options), capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            command(grid, out.parent / "dask", *options), capture_output=True, text=True, cwd=ROOT, timeout=900
+        )
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(out.parent / "dask" / "sweep.csv").set_index("run")
     here = pd.read_csv(out / "sweep.csv").set_index("run")

@@ -550,7 +550,7 @@ run_dir, settings = Path(sys.argv[1]), training.{SMALL!r}
 
 
 def child(code, run_dir, **options):
-    environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", CHILD + code, str(run_dir)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options)
 
@@ -598,11 +598,13 @@ def test_a_training_killed_at_any_moment_leaves_whole_files_and_resumes(run_dir)
 def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_leaves_it_free(run_dir, uninterrupted):
     process = child("trainer.train(run_dir, replace(settings, epochs=9999, patience=9999))", run_dir)
     process.stdout.readline()
-    with pytest.raises(FetalsegError) as error:
-        train(run_dir, SMALL)
+    try:
+        with pytest.raises(FetalsegError) as error:
+            train(run_dir, SMALL)
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
     assert_one_sentence(error, "another process")
-    process.kill()
-    process.communicate(timeout=60)
     train(run_dir, SMALL)
     assert_same_run(run_dir, uninterrupted)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fetalseg_helpers import evaluation, preprocessing, training, unet
 
-few = hypothesis_settings(max_examples=25, deadline=None)
+few = hypothesis_settings(max_examples=25)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

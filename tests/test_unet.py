@@ -10,7 +10,7 @@ from fetalseg_helpers import unet
 from fetalseg_helpers.workspace import FetalsegError
 
 NORMALISATIONS = ("none", "batch")
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 
 
 def small(normalisation="batch", base_channels=4, depth=2, seed=0):

@@ -1,5 +1,7 @@
 """Every check finds what it is for, and nothing where there is nothing."""
 
+import os
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -335,6 +337,15 @@ def test_after_a_new_split_verification_is_made_once_more_and_then_reused(run_di
     assert "verification.csv made" in capsys.readouterr().out
     verification.ensure_verified(run_dir, 16, 16, **data)
     assert "verification.csv made" not in capsys.readouterr().out
+
+
+def test_findings_as_old_as_the_manifest_are_not_trusted(run_dir, capsys):
+    verification.ensure_verified(run_dir, 16, 16)
+    for name in ("manifest.csv", "verification.csv"):  # as on a disk whose clock ticks in seconds
+        os.utime(run_dir / name, (1_000_000_000, 1_000_000_000))
+    capsys.readouterr()
+    verification.ensure_verified(run_dir, 16, 16)
+    assert "verification.csv made" in capsys.readouterr().out
 
 
 def test_a_split_by_image_that_tears_an_examination_is_found_in_the_run_folder(tmp_path):

@@ -217,7 +217,7 @@ def test_a_text_that_is_there_already_is_not_written_again(tmp_path):
     assert path.stat().st_mtime > 1 and path.read_bytes() == b"\xc3\xb6\n"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text() | st.lists(st.booleans()), max_size=4)
 )
