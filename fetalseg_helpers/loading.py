@@ -287,6 +287,13 @@ def fingerprint(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def inventory(root):
+    """SHA-256 over names and sizes of the image files below a folder: tells that one came, went or was edited."""
+    paths = find_files(root).path
+    lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size if path.exists() else 0}" for path in paths]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def read_manifest(run_dir):
     """The table that notebook 01 wrote, one row per pair; paths are made absolute."""
     path = project_root() / run_dir / "manifest.csv"
@@ -319,6 +326,8 @@ def load_pairs(root):
 def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination"):
     """Find, pair and split the data; write `manifest.csv` and, beside it, `data.json` that says from what.
 
+    Where the data's files have changed, what was prepared from the older ones no longer counts.
+
     Returns
     -------
     pandas.DataFrame
@@ -331,16 +340,19 @@ def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="exam
     pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
     for column in ("image_path", "mask_path"):
         pairs[column] = pairs[column].map(shown)
-    folder = run_folder(run_dir)
+    folder, files = run_folder(run_dir), inventory(root)
+    if read_json(folder / "data.json").get("files") != files:
+        for made in ("prepared/settings.json", "verification.csv"):
+            (folder / made).unlink(missing_ok=True)
     (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest
     write_table(folder / "manifest.csv", pairs[MANIFEST_COLUMNS])
-    asked = {"data": data, "root": shown(root), "seed": seed, "phantoms": phantoms, "split_by": split_by}
-    write_json(folder / "data.json", asked)
+    asked = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by}
+    write_json(folder / "data.json", asked | {"root": shown(root), "files": files})
     return read_manifest(run_dir)
 
 
 def ensure_manifest(run_dir, **asked):
-    """Read the manifest; make it first where it is missing or was made from something else, and say so.
+    """Read the manifest; make it first where it is missing, was made from something else or files changed; say so.
 
     Parameters
     ----------
@@ -351,8 +363,9 @@ def ensure_manifest(run_dir, **asked):
     folder = run_folder(run_dir)
     made = read_json(folder / "data.json")
     fits = made and (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items())
-    if fits and (project_root() / made["root"]).is_dir():
+    if fits and (root := project_root() / made["root"]).is_dir() and made.get("files") == inventory(root):
         return read_manifest(run_dir)
-    manifest = write_manifest(run_dir, **({name: value for name, value in made.items() if name != "root"} | asked))
+    kept = {name: value for name, value in made.items() if name not in ("root", "files")}
+    manifest = write_manifest(run_dir, **(kept | asked))
     print(f"{shown(folder / 'manifest.csv')} made: {len(manifest)} pairs (notebook 01 explains it).")
     return manifest

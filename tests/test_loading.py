@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fetalseg_helpers import loading
+from fetalseg_helpers import loading, verification
 from fetalseg_helpers.workspace import FetalsegError, project_root
 
 INNER = Path("Ultrasound Fetus Dataset", "Ultrasound Fetus Dataset", "Data", "Data")
@@ -527,6 +527,27 @@ def test_what_is_not_asked_stays_as_it_was(tmp_path, small):
     manifest = loading.ensure_manifest(tmp_path / "run", seed=2)
     assert all(path.parent == small for path in manifest.image_path)
     assert '"image"' in (tmp_path / "run" / "data.json").read_text()
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "gone"])
+def test_a_changed_file_is_noticed_and_everything_made_from_it_is_made_anew(change, tmp_path, small, capsys):
+    before = verification.ensure_verified(tmp_path / "run", 32, 32, data=str(small))
+    capsys.readouterr()
+    verification.ensure_verified(tmp_path / "run", 32, 32)
+    assert capsys.readouterr().out == ""
+    victim = small / "3_HC_Annotation.png"
+    if change == "edited":
+        victim.write_bytes(png(np.zeros((12, 16), np.uint8)))
+    elif change == "gone":
+        victim.unlink()
+    else:
+        (small / "77_HC.png").write_bytes(png(frame(77, 12, 16)))
+        shutil.copy(victim, small / "77_HC_Annotation.png")
+    after = verification.ensure_verified(tmp_path / "run", 32, 32)
+    said = capsys.readouterr().out
+    assert all(f"{name} made" in said for name in ("manifest.csv", "verification.csv")) and "prepared made" in said
+    changed = set(before.image_id) ^ set(after.image_id)
+    assert changed == {"77_HC"} if change == "added" else changed == {"3_HC"}
 
 
 def test_a_data_folder_that_is_gone_is_not_replaced_by_phantoms(tmp_path, small):
