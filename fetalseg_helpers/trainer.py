@@ -1,4 +1,4 @@
-"""A training in a run folder: it can be stopped at any moment and goes on to the bit."""
+"""A training in a run folder: it can be stopped at any moment and, on one processor, goes on to the bit."""
 
 import time
 from contextlib import contextmanager, nullcontext
@@ -51,8 +51,8 @@ class Trainer:
     Raises
     ------
     FetalsegError
-        If a split is empty or smaller than a batch, the canvas does not divide by 2^depth, `last.pt` was made with
-        other settings or data, or the weights of `start` are of another network.
+        If a split is empty, the training split smaller than a batch, the canvas does not divide by 2^depth, `last.pt`
+        was made with other settings or data, or the weights of `start` are of another network.
     """
 
     def __init__(self, run_dir, settings, resume=False, start=None):

@@ -148,7 +148,7 @@ def train_briefly(network, dataset, rows, steps, settings):
     steps : int
         Batches, at least; the last epoch is finished.
     settings : Settings
-        `epochs`, `patience`, `augmented` and `foreground_weighting` do not count.
+        `epochs`, `patience`, `augmented`, `foreground_weighting` and the network's shape do not count.
 
     Returns
     -------

@@ -256,7 +256,7 @@ def bfloat16_pays(device):
 
 
 def seed_everything(seed):
-    """Seed Python, NumPy and torch, so that a run on one machine can be repeated."""
+    """Seed Python, NumPy and torch, so that a run on one processor with as many threads can be repeated."""
     import torch
 
     random.seed(seed)
