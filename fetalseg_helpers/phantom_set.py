@@ -102,7 +102,7 @@ def planted_defects(count, seed):
 def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, progress=None, changes=None):
     """Write a set of phantoms in the data set's tree; on one kind of processor, equal arguments give equal bytes.
 
-    However many processes. Processors of other kinds may round a rare pixel to the next grey level.
+    The number of processes does not matter. Another kind of processor may round a rare pixel to the next grey level.
 
     Parameters
     ----------
