@@ -132,12 +132,12 @@ def score_masks(prediction, truth, tolerance=5.0, pixel_mm=np.nan):
     agree = float(predicted == true)  # where a score would be 0 / 0
     known = [] if np.isnan(pixel_mm) else [TOLERANCE_MM / pixel_mm]
     distances = surface.surface_scores(prediction, truth, [tolerance, *known])
-    sizes = dict.fromkeys(SIZES, 0) | {"truth_pixels": true, "predicted_pixels": predicted}
+    sizes = {"truth_pixels": true, "predicted_pixels": predicted}
     for name, mask in (("circumference_px", prediction), ("truth_circumference_px", truth)):
         sizes[name] = biometry.head_circumference(mask.astype(np.uint8))
     off = float(np.hypot(*truth.shape)) * (1 - agree)
     if predicted and true:
-        off = float(np.hypot(*np.subtract(centroid(prediction), centroid(truth))))
+        off = float(np.hypot(*np.subtract(*map(ndimage.center_of_mass, (prediction, truth)))))
     scores = {
         "dice": 2 * both / (predicted + true) if predicted + true else 1.0,
         "iou": both / (predicted + true - both) if predicted + true else 1.0,
@@ -154,11 +154,6 @@ def score_masks(prediction, truth, tolerance=5.0, pixel_mm=np.nan):
         scores["nsd_mm"] = distances["nsd"][1]
         scores |= {f"{name}_mm": scores[f"{name}_px"] * pixel_mm for name in ("hd95", "assd", "centroid_error")}
     return scores | sizes
-
-
-def centroid(mask):
-    """Mean (row, column) of the pixels of a mask that is not empty."""
-    return ndimage.center_of_mass(np.asarray(mask))
 
 
 def relative_error(measured, truth):

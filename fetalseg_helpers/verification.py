@@ -214,11 +214,6 @@ def compare_splits(pairs, split):
     return found
 
 
-def has_defects(findings):
-    """True if a finding is graver than a note."""
-    return bool((findings.severity != "note").any())
-
-
 def count_findings(findings):
     """Table of all checks: the question, how many findings, how grave, what was decided."""
     counts = findings.check.value_counts()
