@@ -6,6 +6,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 TRUTH, PREDICTION, BACKGROUND, ACCENT = "#2fb344", "#ff8c1a", "#5b6770", "#2b6cb0"
 WIDTH, LARGEST_HEIGHT = 6.8, 4.3  # inches
+STABLE = 0.01  # Dice: the tolerance of `training.stable_epoch`
 STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10}
 plt.rcParams.update(STYLE | {"figure.constrained_layout.use": True})
 
@@ -205,20 +206,41 @@ def arrow(axis, start, end, color, style):
 
 
 def show_history(history, stable=None, title="", baseline=None):
-    """Losses and validation Dice over the epochs; the point of stabilisation and a baseline's Dice marked."""
+    """Losses and validation Dice over the epochs; the point of stabilisation and a baseline's Dice marked.
+
+    The Dice axis shows the later half of the epochs wholly. Early ones far below the rest run out of the picture, so
+    that the last ones can be told apart; the title counts them.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        Columns `epoch`, `train_loss`, `valid_loss` and `valid_dice`.
+    stable : int, optional
+        Epoch from which the validation Dice stays within `STABLE` of its best.
+    title : str
+    baseline : float, optional
+        Dice of the mean mask.
+    """
     figure, (left, right) = new_figure(1, 2, height=2.8)
     left.plot(history.epoch, history.train_loss, color=BACKGROUND, label="train")
     left.plot(history.epoch, history.valid_loss, color=ACCENT, linestyle="dashed", label="valid")
     left.set(xlabel="epoch", ylabel="loss", title="loss")
-    right.plot(history.epoch, history.valid_dice, color=ACCENT, linestyle="dashed", label="valid")
-    lowest = min([*history.valid_dice, *([] if baseline is None else [baseline])], default=0.5)
-    right.set(xlabel="epoch", ylabel="Dice", title="validation Dice", ylim=(max(0.0, lowest - 0.05), 1))
+    dice = history.valid_dice
+    right.plot(history.epoch, dice, color=ACCENT, linestyle="dashed", label="valid")
+    later = [*dice[len(dice) // 2 :], *([] if baseline is None else [baseline])]
+    lowest = min([dice.quantile(0.1), *later]) if len(dice) else 0.5
+    bottom = max(0.0, lowest - max(0.01, 0.1 * (1 - lowest)))
+    below = int((dice < bottom).sum())
+    name = "validation Dice" + (f" ({below} of {len(dice)} epochs below)" if below else "")
+    right.set(xlabel="epoch", ylabel="Dice", title=name, ylim=(bottom, 1))
     if baseline is not None:
         right.axhline(baseline, color=BACKGROUND, label=f"mean mask {baseline:.2f}")
     if stable is not None:
         right.axvline(stable, color=PREDICTION, linestyle="dotted", label=f"stable from epoch {stable}")
+        label = f"within {STABLE} of the best"
+        right.axhspan(dice.max() - STABLE, dice.max(), color=PREDICTION, alpha=0.25, linewidth=0, label=label)
     left.legend(fontsize=8)
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8)
     figure.suptitle(title)
     return figure
 
@@ -262,20 +284,23 @@ def show_pipeline(image, truth, probability, prediction, title):
     return figure
 
 
-def show_maps(maps, titles, labels, columns=3, cmap="gray", suptitle=None):
-    """Arrays on the polar grid (samples, beams) side by side, the probe at the top, each with its own scale.
+def show_maps(maps, titles, labels, columns=3, cmap="gray", suptitle=None, color_range=(None, None)):
+    """Arrays on the polar grid (samples, beams) side by side, the probe at the top, each with its scale.
 
     Parameters
     ----------
     maps : list of array, shape (samples, beams)
     titles, labels : list of str
         Of each map, and of its scale with the unit.
+    color_range : (float, float)
+        Values shown black and white; by default each map's own least and greatest.
     """
     columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
     figure, axes = new_figure(rows, columns, height=0.4 + rows * 2.7, squeeze=False, sharey=True)
     for axis, values, title, label in zip(axes.flat, maps, titles, labels, strict=True):
-        picture = axis.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest")
+        low, high = color_range
+        picture = axis.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", vmin=low, vmax=high)
         axis.set(title=title, xlabel="beam")
         figure.colorbar(picture, ax=axis, label=label, location="bottom", aspect=30)
     for axis in axes[:, 0]:

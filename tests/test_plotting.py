@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from fetalseg_helpers import plotting, unet
+from fetalseg_helpers import plotting, training, unet
 
 LARGEST = (700, 450)  # px at 100 dpi
 ID = "phantom 0123_2HC"
@@ -177,6 +177,55 @@ def test_the_heat_map_is_cut_where_the_threshold_says():
     truth = ellipse(20, 30)
     figures = [plotting.show_heat_map(image(20, 30), probability, truth, at, "") for at in (0.5, 0.7)]
     assert [len(figure.axes[0].collections) for figure in figures] == [2, 1]  # the truth's border always
+
+
+def dice_axis(scores, **options):
+    """The axis with the validation Dice of a history with these scores."""
+    return plotting.show_history(history(len(scores)).assign(valid_dice=scores), **options).axes[1]
+
+
+def test_one_bad_first_epoch_does_not_flatten_the_last_ones():
+    scores = [0.05, *np.linspace(0.94, 0.98, 34)]
+    axis = dice_axis(scores)
+    lowest, highest = axis.get_ylim()
+    assert 0.05 < lowest < 0.94 and highest == 1
+    assert axis.get_title() == "validation Dice (1 of 35 epochs below)"
+    assert list(axis.lines[0].get_ydata()) == scores
+
+
+@pytest.mark.parametrize(
+    "scores", [[0.7], [0.1, 0.9], [0.9, 0.95, 0.96, 0.5, 0.2, 0.1], [0.0, 0.0], [1.0, 1.0], [0.3, 0.5, 0.7, 0.9, 0.95]]
+)
+@pytest.mark.parametrize("baseline", [None, 0.4, 0.99])
+def test_the_later_half_of_the_epochs_and_the_baseline_are_in_the_picture(scores, baseline):
+    axis = dice_axis(scores, baseline=baseline)
+    lowest, highest = axis.get_ylim()
+    shown = [*scores[len(scores) // 2 :], *([] if baseline is None else [baseline])]
+    assert 0 <= lowest <= min(shown) and max(shown) <= highest and lowest < highest
+    assert ("below" in axis.get_title()) == (min(scores) < lowest)
+
+
+def test_a_history_without_an_epoch_has_an_empty_picture():
+    assert dice_axis([]).get_ylim() == pytest.approx((0.45, 1))
+
+
+def test_the_shaded_band_is_what_stable_means():
+    axis = dice_axis([0.5, 0.9, 0.975, 0.98, 0.97], stable=3)
+    tolerance = inspect.signature(training.stable_epoch).parameters["tolerance"].default
+    (band,) = axis.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.98 - tolerance, 0.98))
+    assert str(tolerance) in band.get_label()
+    assert not dice_axis([0.5, 0.9]).patches
+
+
+def test_maps_share_a_scale_where_one_is_given():
+    def scales(**options):
+        figure = plotting.show_maps([PROBABILITY, 9 * PROBABILITY], ["a", "b"], ["", ""], **options)
+        return [image.get_clim() for axis in figure.axes for image in axis.images]
+
+    assert scales(color_range=(0, 2)) == [(0, 2), (0, 2)]
+    own = scales()
+    assert own[1] == pytest.approx((9 * PROBABILITY.min(), 9 * PROBABILITY.max())) and own[0] != own[1]
 
 
 def test_a_saved_figure_is_a_png_in_a_folder_that_is_made(tmp_path):
