@@ -133,8 +133,9 @@ def train(data, preset, run_dir, resume, start, parameters):
 
     folder = run_folder(Path(run_dir).resolve() if run_dir else f"runs/{preset or 'quick'}")
     given = notebooks.parse_parameters(parameters)
-    for name in given.keys() & {"run_dir", "resume"}:
-        raise FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
+    for name in ("run_dir", "resume"):
+        if name in given:
+            raise FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
     values = notebooks.read_preset("quick") | {"data": "phantom"} | read_json(folder / "data.json")
     values |= notebooks.read_preset(preset) if preset else {}
     state = {}

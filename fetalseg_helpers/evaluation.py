@@ -228,8 +228,9 @@ def score_pairs(predict, pairs, sizes=None, tolerance=5.0, save_to=None):
         return prediction, truth
 
     if save_to is not None:
+        names = {f"{image_id}_pred.png" for image_id in pairs.image_id}
         for path in Path(save_to).glob("*_pred.png"):
-            if path.name.removesuffix("_pred.png") not in set(pairs.image_id):
+            if path.name not in names:
                 path.unlink()
     rows = ((pair.image_id, pair.examination, lambda pair=pair: masks(pair)) for pair in pairs.itertuples())
     return score_table(rows, sizes, tolerance)

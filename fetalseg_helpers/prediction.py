@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -11,12 +10,6 @@ from tqdm import tqdm
 
 from fetalseg_helpers import biometry, loading, preprocessing
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, read_json, write_png
-
-
-def label_regions(mask):
-    """Connected regions (8 neighbours) of a mask, numbered from 1, and the number of pixels of each."""
-    _, labels, measures, _ = cv2.connectedComponentsWithStats(np.asarray(mask, np.uint8), connectivity=8)
-    return labels, measures[1:, cv2.CC_STAT_AREA]
 
 
 def largest_component(mask):
@@ -30,7 +23,7 @@ def largest_component(mask):
     -------
     numpy.ndarray of uint8, same shape
     """
-    labels, sizes = label_regions(mask)
+    labels, sizes = preprocessing.label_regions(mask)
     return (labels == sizes.argmax() + 1 if len(sizes) else labels > 0).astype(np.uint8)
 
 
@@ -58,7 +51,7 @@ def fit_ellipse(mask, least_overlap=0.8, least_share=0.2):
     numpy.ndarray of uint8, same shape
     """
     mask = (np.asarray(mask) > 0).astype(np.uint8)
-    labels, sizes = label_regions(mask)
+    labels, sizes = preprocessing.label_regions(mask)
     best, overlap = mask, least_overlap
     for number in np.flatnonzero(sizes >= least_share * sizes.max(initial=0)) + 1:
         region = (labels == number).astype(np.uint8)

@@ -49,11 +49,16 @@ def is_line(mask):
     return bool(half_width < 0.08 * np.sqrt(hull_area))
 
 
+def label_regions(mask):
+    """Connected regions (8 neighbours) of a mask, numbered from 1, and the number of pixels of each."""
+    _, labels, measures, _ = cv2.connectedComponentsWithStats(np.asarray(mask, np.uint8), connectivity=8)
+    return labels, measures[1:, cv2.CC_STAT_AREA]
+
+
 def without_specks(mask, least_share=0.05):
-    """A 0/1 mask without the regions (8 neighbours) that have less than this share of the largest one's pixels."""
-    _, labels, measures, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    sizes = measures[:, cv2.CC_STAT_AREA]
-    return mask * (sizes >= least_share * sizes[1:].max(initial=0))[labels]
+    """A 0/1 mask without the regions that have less than this share of the largest one's pixels."""
+    labels, sizes = label_regions(mask)
+    return mask * np.isin(labels, np.flatnonzero(sizes >= least_share * sizes.max(initial=0)) + 1)
 
 
 def fill_outline(outline):
