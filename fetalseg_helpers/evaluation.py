@@ -1,58 +1,28 @@
-"""Scores of masks at the image's own size: overlap, borders, centroid, area and circumference."""
+"""From a network to masks and scores at the image's own size: predict, cut, Dice and IoU, the mean and its interval."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import torch
 
-from fetalseg_helpers import biometry, loading, preprocessing, surface
-from fetalseg_helpers.workspace import write_png
+from fetalseg_helpers import preprocessing, workspace
+from fetalseg_helpers.ellipses import border_ellipse, draw_ellipse
 
-TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
-
-
-class Metric(NamedTuple):
-    """How a score is called, its unit, and which value of it is the best."""
-
-    label: str
-    unit: str
-    best: float
-
-
-METRICS = {
-    "dice": Metric("Dice", "", 1),
-    "iou": Metric("IoU", "", 1),
-    "precision": Metric("precision", "", 1),
-    "recall": Metric("recall", "", 1),
-    "nsd": Metric("normalised surface Dice", "", 1),
-    "hd95_px": Metric("HD95", "px", 0),
-    "assd_px": Metric("ASSD", "px", 0),
-    "centroid_error_px": Metric("centroid error", "px", 0),
-    "area_error_percent": Metric("area error", "%", 0),
-    "circumference_error_percent": Metric("circumference error", "%", 0),
-    "nsd_mm": Metric(f"normalised surface Dice at {TOLERANCE_MM:g} mm", "", 1),
-    "hd95_mm": Metric("HD95", "mm", 0),
-    "assd_mm": Metric("ASSD", "mm", 0),
-    "centroid_error_mm": Metric("centroid error", "mm", 0),
-    "circumference_error_mm": Metric("circumference error", "mm", 0),
-}
-SIZES = ("truth_pixels", "predicted_pixels", "circumference_px", "truth_circumference_px")
+THRESHOLDS = tuple(round(0.2 + 0.05 * step, 2) for step in range(13))  # 0.2 to 0.8
+REGIONS = ("every", "largest", "filled", "ellipse")
 
 
 def overlap_counts(prediction, truth):
     """|P∩T|, |P| and |T| of two masks; raises ValueError as `dice_score` says."""
-    prediction, truth = np.asarray(prediction), np.asarray(truth)
-    if prediction.shape != truth.shape:
-        raise ValueError(
-            f"the prediction has shape {prediction.shape}, the truth {truth.shape}: bring both to one size."
-        )
-    for name, mask in (("prediction", prediction), ("truth", truth)):
-        if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+    masks = {"prediction": np.asarray(prediction), "truth": np.asarray(truth)}
+    predicted, true = (mask.astype(bool) for mask in masks.values())
+    if predicted.shape != true.shape:
+        raise ValueError(f"the prediction has shape {predicted.shape}, the truth {true.shape}: bring both to one size.")
+    for (name, mask), binary in zip(masks.items(), (predicted, true), strict=True):
+        if (mask != binary).any():
             raise ValueError(f"the {name} has values other than 0 and 1: cut it at a threshold first.")
-    prediction, truth = prediction.astype(bool), truth.astype(bool)
-    return int((prediction & truth).sum()), int(prediction.sum()), int(truth.sum())
+    return tuple(int(np.count_nonzero(mask)) for mask in (predicted & true, predicted, true))
 
 
 def dice_score(prediction, truth):
@@ -96,147 +66,276 @@ def iou_score(prediction, truth):
     return both / union if union else 1.0
 
 
-def score_masks(prediction, truth, tolerance=5.0, pixel_mm=np.nan):
-    """Every score of one prediction.
+def overlap_scores(prediction, truth, pixel_mm):
+    """Dice, IoU and the pixels of both masks: a score as `score_pairs` takes it, whose names become columns."""
+    _, predicted, true = overlap_counts(prediction, truth)
+    dice, iou = dice_score(prediction, truth), iou_score(prediction, truth)
+    return {"dice": dice, "iou": iou, "truth_pixels": true, "predicted_pixels": predicted}
+
+
+def large_regions(mask):
+    """Connected regions (8 neighbours) of a mask, each as a mask (uint8), the largest first; without specks.
+
+    A speck has less than a fifth of the largest region's pixels. An empty mask is its own only region.
+    """
+    labels, sizes = preprocessing.label_regions(mask)
+    order = np.argsort(-sizes, kind="stable")
+    large = order[sizes[order] >= 0.2 * sizes.max(initial=0)]
+    return [np.uint8(labels == number + 1) for number in large] or [np.uint8(labels)]
+
+
+def likest_ellipse(regions):
+    """Of several regions, the largest first, the ellipse of the one that is most like its own: specks always are.
+
+    Beside an early head there may lie a body as large as it. Where no region has a Dice of 0.8, the largest stays.
+    """
+    best, overlap = regions[0], 0.8
+    for region in regions:
+        ellipse = border_ellipse(region)
+        if ellipse is not None:
+            drawn = draw_ellipse(ellipse, *region.shape[::-1])
+            likeness = dice_score(drawn, region)
+            if likeness >= overlap:
+                best, overlap = drawn, likeness
+    return best
+
+
+def tidied(mask):
+    """Name and outcome of each step of `REGIONS`, which knows more about heads than the one before; made when asked."""
+    yield "every", mask
+    regions = large_regions(mask)
+    yield "largest", regions[0]
+    yield "filled", preprocessing.fill_holes(regions[0])
+    yield "ellipse", likest_ellipse(regions)
+
+
+def cut(probability, threshold=0.5, region="largest"):
+    """Cut a probability map at a threshold, and tidy the mask.
 
     Parameters
     ----------
-    prediction, truth : array of bool or {0, 1}, shape (height, width)
-    tolerance : float
-        Of the normalised surface Dice, in px.
-    pixel_mm : float
-        Size of a pixel in mm, where it is known; adds the scores in mm.
+    probability : array of float, shape (height, width)
+    threshold : float
+        The least probability that counts as tumor.
+    region : {'every', 'largest', 'filled', 'ellipse'}
+        Keep all regions; keep the largest; fill its holes too; or put one ellipse in its place.
 
     Returns
     -------
-    dict
-        The scores of `METRICS`: Dice, IoU, precision (how much of the prediction is tumor) and recall (how much of the
-        tumor is predicted), 0 to 1; those of `surface.surface_scores`; how far the centroid is off; how much too
-        large (+) or small (-) area and circumference are, in % of the truth's. Then the sizes of both masks. Two empty
-        masks agree in everything. Where one is empty, overlap is 0, distances are the frame's diagonal, and an area
-        that should not be there is 100 % too large.
-
-    Raises
-    ------
-    ValueError
-        As `dice_score`.
-
-    Examples
-    --------
-    >>> scores = score_masks([[0, 1, 1, 1]], [[0, 1, 1, 0]])
-    >>> scores["precision"], scores["recall"], scores["area_error_percent"]
-    (0.6666666666666666, 1.0, 50.0)
+    numpy.ndarray of uint8, same shape, values 0 and 1
     """
-    prediction, truth = np.asarray(prediction), np.asarray(truth)
-    both, predicted, true = overlap_counts(prediction, truth)
-    agree = float(predicted == true)  # where a score would be 0 / 0
-    known = [] if np.isnan(pixel_mm) else [TOLERANCE_MM / pixel_mm]
-    distances = surface.surface_scores(prediction, truth, [tolerance, *known])
-    sizes = {"truth_pixels": true, "predicted_pixels": predicted}
-    for name, mask in (("circumference_px", prediction), ("truth_circumference_px", truth)):
-        sizes[name] = biometry.head_circumference(mask.astype(np.uint8))
-    off = float(np.hypot(*truth.shape)) * (1 - agree)
-    if predicted and true:
-        off = float(np.hypot(*np.subtract(*map(ndimage.center_of_mass, (prediction, truth)))))
-    scores = {
-        "dice": 2 * both / (predicted + true) if predicted + true else 1.0,
-        "iou": both / (predicted + true - both) if predicted + true else 1.0,
-        "precision": both / predicted if predicted else agree,
-        "recall": both / true if true else agree,
-        "nsd": distances["nsd"][0],
-        "hd95_px": distances["hd95"],
-        "assd_px": distances["assd"],
-        "centroid_error_px": off,
-        "area_error_percent": relative_error(predicted, true),
-        "circumference_error_percent": relative_error(sizes["circumference_px"], sizes["truth_circumference_px"]),
-    }
-    if known:
-        scores["nsd_mm"] = distances["nsd"][1]
-        scores |= {f"{name}_mm": scores[f"{name}_px"] * pixel_mm for name in ("hd95", "assd", "centroid_error")}
-    return scores | sizes
+    if region not in REGIONS:
+        raise ValueError(f"region '{region}' is none of {', '.join(REGIONS)}.")
+    steps = tidied(np.uint8(np.asarray(probability) >= threshold))
+    return next(mask for name, mask in steps if name == region)
 
 
-def relative_error(measured, truth):
-    """How much `measured` is above (+) or below (-) `truth`, in % of it; 0 if both are 0, 100 if only the truth is."""
-    return 100 * (measured - truth) / truth if truth else 100.0 * (measured > 0)
+def largest_component(mask):
+    """Keep the largest region of a 0/1 mask; an empty mask stays empty."""
+    return cut(mask, 1, "largest")
 
 
-def score_table(masks, sizes=None, tolerance=5.0, over=map):
-    """Score many predictions.
+def filled_component(mask):
+    """Keep the largest region and fill what it encloses."""
+    return cut(mask, 1, "filled")
+
+
+def fit_ellipse(mask):
+    """Put the ellipse of one large region in a mask's place, since outlines of heads are drawn as ellipses."""
+    return cut(mask, 1, "ellipse")
+
+
+@torch.inference_mode()
+def predict_canvases(network, canvases, flip=False, batch_size=8):
+    """Probability maps, float32, of images at training size, uint8, both of shape (images, height, width)."""
+    network.eval()
+    device = next(network.parameters()).device
+    maps = []
+    for start in range(0, len(canvases), batch_size):
+        workspace.spare_threads()  # another process may keep a core busy
+        x = torch.from_numpy(preprocessing.normalise(canvases[start : start + batch_size]))[:, None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=workspace.bfloat16_pays(device)):
+            views = [network(x), network(x.flip(-1)).flip(-1)] if flip else [network(x)]
+        probability = sum(torch.sigmoid(view.float()) for view in views) / len(views)  # (batch, 1, height, width)
+        maps.append(probability[:, 0].cpu().numpy())
+    return np.concatenate(maps)
+
+
+def predict_image(network, image, canvas, flip=False):
+    """Probability map of one image at its own size.
 
     Parameters
     ----------
-    masks : iterable of (str, str, callable)
-        Name, examination, and a function that gives (prediction, truth), both {0, 1} and of one shape; or None, and
-        the image has no row.
-    sizes : pandas.DataFrame, optional
-        Pixel sizes, as `biometry.read_pixel_sizes`; an image that it does not have gets nan in the columns in mm.
-    tolerance : float
-        As for `score_masks`.
-    over : callable
-        `map`, or that of a pool of threads.
+    network : torch.nn.Module
+    image : array of uint8, shape (height, width)
+    canvas : dict
+        `width`, `height` and `fit` of the canvas that the network was trained on.
+    flip : bool
+        Average over the image and its left-right mirror.
 
     Returns
     -------
-    pandas.DataFrame
-        A row per image: `image_id, examination`, the scores of `METRICS`, and the sizes of both masks; empty if no
-        image has a row.
+    numpy.ndarray of float32, shape (height, width), 0 to 1
     """
-
-    def score(item):
-        image_id, examination, read = item
-        if (both := read()) is None:
-            return None
-        pixel_mm = sizes.pixel_mm.get(image_id, np.nan) if sizes is not None else np.nan
-        return {"image_id": image_id, "examination": examination} | score_masks(*both, tolerance, pixel_mm)
-
-    table = pd.DataFrame([row for row in over(score, masks) if row is not None])
-    if table.empty:
-        return pd.DataFrame(columns=["image_id", "examination"])
-    if sizes is not None:
-        table = table.merge(biometry.in_millimetres(table, sizes), on="image_id", how="left")
-        table["circumference_error_mm"] = table.circumference_mm - table.truth_circumference_mm
-    order = ["image_id", "examination", *(name for name in METRICS if name in table.columns)]
-    return table[[*order, *(name for name in table.columns if name not in order)]]
+    small = preprocessing.to_canvas(image, canvas["width"], canvas["height"], canvas["fit"])
+    probability = predict_canvases(network, small[None], flip)[0]
+    return preprocessing.from_canvas(probability, image.shape[1], image.shape[0], canvas["fit"])
 
 
-def score_pairs(predict, pairs, sizes=None, tolerance=5.0, save_to=None):
-    """Predict and score every pair at its own size, one at a time.
+def make_predictor(network, canvas, threshold=0.5, region="largest", flip=False):
+    """A function that makes the mask of an image, both uint8 (height, width): `predict_image`, then `cut`."""
+    return lambda image: cut(predict_image(network, image, canvas, flip), threshold, region)
+
+
+def score_cuts(network, pairs, canvas, flip=False):
+    """Mean Dice of every threshold of `THRESHOLDS` (rows) with every step of `REGIONS` (columns), a pandas.DataFrame.
+
+    To choose among them is a part of training: give validation images, and score the test images once, afterwards.
+
+    Parameters
+    ----------
+    pairs : pandas.DataFrame
+        Rows of the manifest. Network, canvas and flip are those of `predict_image`.
+    """
+    rows = []
+    for pair in pairs.itertuples():
+        image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
+        probability = predict_image(network, image, canvas, flip)
+        for threshold in THRESHOLDS:
+            for region, mask in tidied(np.uint8(probability >= threshold)):
+                rows.append((threshold, region, dice_score(mask, truth)))
+    table = pd.DataFrame(rows, columns=["threshold", "region", "dice"])
+    return table.pivot_table(index="threshold", columns="region", values="dice")[list(REGIONS)]
+
+
+def choose_cut(table, threshold=0.0, region="chosen"):
+    """Threshold (float) and step (str) of the highest mean Dice in a table of `score_cuts`; what is given is kept.
+
+    Differences below 0.0001 are none: then the simpler step is taken, and the threshold nearest to 0.5.
+
+    Parameters
+    ----------
+    threshold, region : float, str
+        0 and 'chosen' leave the choice to the table.
+    """
+    if threshold:
+        table = table.iloc[[abs(table.index - threshold).argmin()]]
+    if region != "chosen":
+        table = table[[region]]
+    good = table >= table.to_numpy().max() - 0.0001
+    region = good.any().idxmax()  # the first column with a good cut: columns go from simple to elaborate
+    thresholds = table.index[good[region]]
+    return float(threshold or thresholds[abs(thresholds - 0.5).argmin()]), region
+
+
+def frozen_cut(checkpoint, state):
+    """Threshold, region and flip of a run's evaluation, as keywords for `make_predictor`; the usual ones without it.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        Beside it lies the run's `metrics.json`, which counts if it is of the very weights in `state`.
+    state : dict
+        What was loaded from there.
+    """
+    metrics = workspace.read_json(Path(checkpoint).parent / "metrics.json")
+    if metrics.get("checkpoint_sha256") != state["sha256"]:
+        return {"threshold": 0.5, "region": "largest", "flip": False}
+    return {"threshold": metrics["threshold"], "region": metrics["region"], "flip": metrics["parameters"]["flip"]}
+
+
+def score_pairs(predict, pairs, scores=(overlap_scores,), pixel_mm=None, save_to=None):
+    """Predict and score every pair at its own size, one at a time: a pandas.DataFrame with a row per image.
 
     Parameters
     ----------
     predict : callable
-        Makes the mask of an image, as `prediction.make_predictor` or `baselines.make_baselines` give it.
+        Makes the mask of an image, as `make_predictor` gives it.
     pairs : pandas.DataFrame
-        Rows of the manifest.
-    sizes, tolerance
-        As for `score_table`.
+        Rows of the manifest; `image_id` and `examination` are copied.
+    scores : sequence of callable
+        Each takes prediction, truth and the size of a pixel in mm, and gives a dictionary, as `overlap_scores`.
+    pixel_mm : pandas.Series, optional
+        Size of the pixels in mm by `image_id`; nan where an image is missing.
     save_to : Path, optional
         Folder for `<image_id>_pred.png`, 0/255; those of other images are deleted there.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `score_table`.
     """
-
-    def masks(pair):
+    if save_to is not None:
+        for path in Path(save_to).glob("*_pred.png"):
+            if path.name.removesuffix("_pred.png") not in set(pairs.image_id):
+                path.unlink()
+    rows = []
+    for pair in pairs.itertuples():
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
         prediction = predict(image)
+        row = {"image_id": pair.image_id, "examination": pair.examination}
+        for score in scores:
+            row |= score(prediction, truth, np.nan if pixel_mm is None else pixel_mm.get(pair.image_id, np.nan))
+        rows.append(row)
         if save_to is not None:
-            write_png(Path(save_to) / f"{pair.image_id}_pred.png", prediction * np.uint8(255))
-        return prediction, truth
-
-    if save_to is not None:
-        names = {f"{image_id}_pred.png" for image_id in pairs.image_id}
-        for path in Path(save_to).glob("*_pred.png"):
-            if path.name not in names:
-                path.unlink()
-    rows = ((pair.image_id, pair.examination, lambda pair=pair: masks(pair)) for pair in pairs.itertuples())
-    return score_table(rows, sizes, tolerance)
+            workspace.write_png(Path(save_to) / f"{pair.image_id}_pred.png", np.uint8(prediction) * np.uint8(255))
+    return pd.DataFrame(rows)
 
 
-def usable_pairs(run_dir, split="test"):
-    """Rows of the manifest, with paths, that evaluation uses; in the manifest's order."""
-    manifest = loading.read_manifest(run_dir)
-    return manifest[manifest.image_id.isin(preprocessing.usable(run_dir, split).image_id)]
+def bootstrap_interval(scores, examinations, draws=2000, seed=0, level=0.95):
+    """Interval (low, high) of the mean by drawing whole examinations with replacement: cluster bootstrap, percentiles.
+
+    Frames of one examination resemble each other; drawing images one by one would make the interval too narrow (Field
+    and Welsh, J. R. Statist. Soc. B 2007;69:369-390). For a single examination both ends are its mean.
+
+    Parameters
+    ----------
+    scores, examinations : sequence of float and of str
+        Of each image. None at all, or lengths that differ, raise ValueError.
+    draws, seed : int
+    level : float
+        Coverage, 0 to 1.
+    """
+    if len(scores) == 0 or len(scores) != len(examinations):
+        raise ValueError(f"{len(scores)} scores for {len(examinations)} examinations: one each, at least one.")
+    grouped = pd.Series(np.asarray(scores, dtype=float)).groupby(np.asarray(examinations))
+    sums, counts = grouped.sum().to_numpy(), grouped.count().to_numpy()
+    chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarise(scores, draws=2000, seed=0):
+    """What a table of `score_pairs` says in a few numbers, a dictionary.
+
+    Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is the
+    worst; how many images and examinations; in how many a mask was empty; and Dice and IoU of all pixels pooled, in
+    which large heads weigh more.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        With the columns of `overlap_scores`. Draws and seed are those of `bootstrap_interval`.
+    """
+    summary = {}
+    for name in ("dice", "iou"):
+        interval = bootstrap_interval(scores[name], scores.examination, draws, seed)
+        summary[f"mean_{name}"] = round(float(scores[name].mean()), 4)
+        summary[f"{name}_interval_95"] = [round(end, 4) for end in interval]
+    worst = scores.loc[scores.dice.idxmin()]
+    pixels = scores.truth_pixels + scores.predicted_pixels
+    total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
+    return summary | {
+        "median_dice": round(float(scores.dice.median()), 4),
+        "worst_dice": round(float(worst.dice), 4),
+        "worst_image": worst.image_id,
+        "images": len(scores),
+        "examinations": scores.examination.nunique(),
+        "empty_predictions": int((scores.predicted_pixels == 0).sum()),
+        "empty_truths": int((scores.truth_pixels == 0).sum()),
+        "pooled_dice": round(2 * both / total, 4) if total else 1.0,
+        "pooled_iou": round(both / (total - both), 4) if total else 1.0,
+    }
+
+
+def write_metrics(run_dir, scores, summary):
+    """Write `metrics.csv`, a row per image, and `metrics.json`, the summary."""
+    folder = workspace.run_folder(run_dir)
+    workspace.write_table(folder / "metrics.csv", scores)
+    workspace.write_json(folder / "metrics.json", summary)

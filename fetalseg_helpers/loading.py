@@ -5,69 +5,93 @@ import os
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import GroupShuffleSplit
 
-from fetalseg_helpers import sources
-from fetalseg_helpers.workspace import (
-    FetalsegError,
-    project_root,
-    read_json,
-    run_folder,
-    shown,
-    write_json,
-    write_table,
-)
+from fetalseg_helpers import workspace
+from fetalseg_helpers.workspace import FetalsegError, cv2, project_root, read_json, run_folder, shown, write_json
 
 MANIFEST_COLUMNS = ["image_id", "image_path", "mask_path", "examination", "split", "width", "height"]
+PAIR_COLUMNS = ["image_id", "image_path", "mask_path", "folder", "mask_folder", "origin", "problem", "files"]
+PIXEL_SIZE_COLUMNS = ("image_id", "pixel_mm", "head_circumference_mm")  # of a table that may lie beside the images
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-OUTLINE_ENDING = "_annotation"
 CLASSES = ("benign", "malignant", "normal")
 SPLIT_FOLDERS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "test": "test"}
+MISSING = SimpleNamespace(path=None, folder="")  # the partner of a file that has none
 SPLITS = ("train", "valid", "test")
 LARGEST_IMAGE = 50_000_000  # pixels; a header that claims more is a mistake or an attack
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+SHARED_IN_HC18 = 0.1  # a fifth of HC18's frames share their number with another; in the Kaggle set a copy at most does
+DOWNLOADED = ("kaggle", "hc18")  # data sets that the command `fetch` puts into data/<name>
+LICENCES = {
+    "phantom": "Phantoms made by this project; no licence needed.",
+    "kaggle": "Ultrasound Fetus Dataset, Anitha A., Mendeley Data 2024, doi 10.17632/yrzzw9m6kk, CC BY 4.0; "
+    "its malignant class is HC18's training set, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
+    "hc18": "HC18, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
+}
+
+
+def data_folder(name):
+    """Where the command `fetch` puts a data set and where `find_data` looks for it."""
+    return project_root() / "data" / name
+
+
+def find_data(data, run_dir, phantoms=400):
+    """Folder of the data set that `data` names: 'phantom', 'kaggle', 'hc18', or a folder, relative to the project root.
+
+    Phantoms are made if they are not there yet, in the folder `phantom_<count>` of the run folder; one beside it, which
+    several runs share, goes first. Where a folder is missing, a FetalsegError says how to get it.
+    """
+    if data == "phantom":
+        folder = run_folder(run_dir)
+        shared = folder.parent / f"phantom_{phantoms}"
+        return shared if shared.is_dir() else make_phantoms(folder, phantoms)
+    folder = data_folder(data) if data in DOWNLOADED else project_root() / Path(data).expanduser()
+    if not folder.is_dir():
+        remedy = f"run: python -m fetalseg_helpers fetch {data}" if data in DOWNLOADED else "check the path"
+        raise FetalsegError(f"{shown(folder)} is not a folder: {remedy}, or use data = 'phantom'.")
+    return folder
+
+
+def make_phantoms(home, count):
+    """Make phantoms in `phantom_<count>` of the folder `home`, unless they are there; returns their folder."""
+    from fetalseg_helpers.phantoms.dataset import write_phantoms  # only here: nobody else needs the simulator
+
+    folder = home / f"phantom_{count}"
+    if not (folder.is_dir() and any(folder.iterdir())):
+        print(f"{count} phantom frames are being made in {shown(folder)}.")
+        write_phantoms(folder, count=count, seed=0)
+    return folder
 
 
 def find_files(root):
     """List every image file below a folder, at whatever level of the data set's tree it begins.
 
-    Parameters
-    ----------
-    root : str or Path
-        The whole data set, or any folder of it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per file, in the order of the paths: `path`, `stem` (the pair's name, without `_Annotation`),
-        `kind` ('image' or 'outline'), `tissue` ('benign', 'malignant', 'normal' or ''), `folder` ('train',
-        'valid', 'test' or '').
-
-    Raises
-    ------
-    FetalsegError
-        If the folder does not exist or holds no image.
+    A row per file: `path`, `stem` (the pair's name, without `_Annotation`), `kind` ('image' or 'outline'), `tissue`
+    ('benign', 'malignant', 'normal' or ''), `folder` ('train', 'valid', 'test' or ''). No file, or no folder, is a
+    FetalsegError.
     """
     root = Path(root)
     if not root.is_dir():
         raise FetalsegError(f"{root} is not a folder: check the path.")
-    rows = []
-    for folder, inner, names in os.walk(root):
+    rows, seen = [], set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:  # a link may lead round in a circle
+            inner.clear()
+            continue
+        seen.add(place)
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
         parts = [root.resolve().name, *Path(folder).relative_to(root).parts]
         parts = [part.lower() for part in reversed(parts)]  # the innermost folder decides
         tissue = next((part for part in parts if part in CLASSES), "")
         split = next((SPLIT_FOLDERS[part] for part in parts if part in SPLIT_FOLDERS), "")
-        for name in sorted(names):
-            path = Path(folder) / name
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
-                continue
-            is_outline = path.stem.lower().endswith(OUTLINE_ENDING)
-            stem = path.stem[: -len(OUTLINE_ENDING)] if is_outline else path.stem
-            rows.append((path, stem, "outline" if is_outline else "image", tissue, split))
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                stem = re.sub(r"_annotation\Z", "", path.stem, flags=re.IGNORECASE)
+                rows.append((path, stem, "image" if stem == path.stem else "outline", tissue, split))
     if not rows:
         raise FetalsegError(f"{root} holds no image file ({', '.join(sorted(SUFFIXES))}): check the path.")
     return pd.DataFrame(rows, columns=["path", "stem", "kind", "tissue", "folder"])
@@ -79,41 +103,64 @@ def count_files(files):
 
 
 def match_pairs(files):
-    """Match images and outlines of the malignant class by name, over the whole tree.
+    """Match images and outlines by name, in one folder first, then over the whole tree; rows as in `load_pairs`.
 
-    Matching inside each split folder would lose the pairs whose image and outline lie in different ones.
-    Where a name occurs several times (the data set repeats its images in a folder `Datasets`), the copy in a
-    split folder is taken.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per name: `image_id`, `image_path`, `mask_path` (None where a partner is missing), `folder`,
-        `mask_folder`, `copies` (files of that name beyond the two). In natural order: 2_HC before 10_HC.
+    Each folder alone would lose the pairs whose files lie in different ones; the name alone would marry strangers.
     """
-    used = files[files.tissue.isin(["malignant", ""])].copy()
-    used["outside"] = used.folder == ""
-    used = used.sort_values(["outside", "path"])
-    first = {kind: rows.drop_duplicates("stem").set_index("stem") for kind, rows in used.groupby("kind")}
-    nothing = used.iloc[:0].set_index("stem")
-    images, outlines = first.get("image", nothing), first.get("outline", nothing)
-    counts = used.stem.value_counts()
+    named = {}
+    for file in files[files.tissue.isin(["malignant", ""])].itertuples():
+        named.setdefault(file.stem, []).append(file)
+    top = os.path.commonpath([file.path.parent for same in named.values() for file in same] or [""])
     rows = []
-    for stem in sorted(set(images.index) | set(outlines.index), key=lambda name: (natural_order(name), name)):
-        image = images.loc[stem] if stem in images.index else None
-        outline = outlines.loc[stem] if stem in outlines.index else None
-        found = [part for part in (image, outline) if part is not None]
-        rows.append(
-            {
-                "image_id": stem,
-                "image_path": None if image is None else image.path,
-                "mask_path": None if outline is None else outline.path,
-                "folder": "" if image is None else image.folder,
-                "mask_folder": "" if outline is None else outline.folder,
-                "copies": int(counts[stem]) - len(found),
-            }
-        )
-    return pd.DataFrame(rows, columns=["image_id", "image_path", "mask_path", "folder", "mask_folder", "copies"])
+    for stem in sorted(named, key=lambda stem: (natural_order(stem), stem)):
+        pairs, left = match_name(named[stem])
+        groups = pairs + ([left] if len({file.kind for file in left}) == 2 else [[file] for file in left])
+        copies = [file.path for file in named[stem] if not any(file in group for group in groups)]
+        for group in groups:
+            paths = [file.path for file in group]
+            by_kind = {} if group is left else {file.kind: file for file in group}
+            image_id, origin, problem = stem, "", ""
+            if len(groups) > 1 and pairs != [group]:  # a single whole pair keeps the bare name
+                origin = paths[0].parent.relative_to(top).as_posix().replace("/", "_")
+                image_id = stem if origin == "." else f"{origin}_{stem}"
+            if group is left:
+                names = ", ".join(path.relative_to(top).as_posix() for path in paths)
+                problem = f"several files could be partners: {names}. "
+                problem += "Keep one image and one outline of this name in a folder."
+            image, outline = by_kind.get("image", MISSING), by_kind.get("outline", MISSING)
+            places = [image.path, outline.path, image.folder, outline.folder]
+            rows.append([image_id, *places, origin, problem, paths + copies])
+            copies = []  # the first row has accounted for them
+    pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
+    number = (pairs.groupby("image_id").cumcount() + 1).astype(str)
+    pairs["image_id"] = pairs.image_id.mask(pairs.image_id.duplicated(keep=False), pairs.image_id + "_" + number)
+    return pairs
+
+
+def match_name(files):
+    """The pairs of one name, as lists of two files, and the files that are left; copies are in neither."""
+    kinds = [file.kind for file in files]  # a file that is alone of its kind is no copy, and need not be read
+    content = {file: file.kind + (fingerprint(file.path) if kinds.count(file.kind) > 1 else "") for file in files}
+    in_splits = {content[file] for file in files if file.folder}
+    folders = {}
+    for file in files:
+        folders.setdefault(file.path.parent, []).append(file)
+    pairs, left, seen = [], [], set()
+    for inside in sorted(folders.values(), key=is_pair, reverse=True):
+        if not inside[0].folder and in_splits.issuperset(content[file] for file in inside):
+            continue  # the data set's folder `Datasets` has copies of many
+        new = [file for file in inside if content[file] not in seen]
+        if new and is_pair(inside):  # both, since different frames may have the same outline
+            pairs.append(inside)
+        else:
+            left += new
+        seen.update(content[file] for file in inside)
+    return ([left], []) if is_pair(left) and not pairs else (pairs, left)
+
+
+def is_pair(files):
+    """Whether files of one name are one image and one outline."""
+    return sorted(file.kind for file in files) == ["image", "outline"]
 
 
 def natural_order(name):
@@ -122,23 +169,12 @@ def natural_order(name):
 
 
 def find_examinations(image_ids):
-    """Which frames belong to one examination, read from their names.
+    """Which frames belong to one examination, read from their names: {'12_HC': 'E0012'}, after the first frame.
 
     In the Kaggle data set each number occurs once, and frames of one examination follow each other with rising
-    suffix: 2HC < 3HC < 4HC < 7HC < HC. A suffix that does not rise starts a new examination. In HC18 the
-    frames of one examination share their number. The rule splits none of HC18's 806 examinations and merges
-    a few, which is safe: a merged examination can only keep frames together.
-
-    Parameters
-    ----------
-    image_ids : sequence of str
-        Names of all images, those without an outline too.
-
-    Returns
-    -------
-    dict of str to str
-        Examination of each image, named after its first frame: 'E0012'. A name of another form is an
-        examination of its own.
+    suffix: 2HC < 3HC < 4HC < 7HC < HC. A suffix that does not rise starts a new examination. In HC18 the frames of one
+    examination share their number. The rule splits none of HC18's 806 examinations and merges a few, which is safe: a
+    merged examination can only keep frames together. A name of another form is an examination of its own.
 
     Examples
     --------
@@ -148,44 +184,29 @@ def find_examinations(image_ids):
     {'010_HC': 'E0010', '010_2HC': 'E0010'}
     """
     parsed = {name: re.fullmatch(r"(\d+)_(\d*)HC", name) for name in image_ids}
-    numbered = [(int(match[1]), int(match[2] or 1000), name) for name, match in parsed.items() if match]
-    # A copy under a number that is taken does not make it HC18, where a fifth of the frames share one.
-    shared_numbers = len({number for number, _, _ in numbered}) < 0.9 * len(numbered)
-    names, rank_before, current = {}, 1001, ""
-    for number, rank, name in sorted(numbered):
-        if shared_numbers or rank <= rank_before:
+    # A suffix without a number ends an examination: it is higher than any with one.
+    numbered = sorted((int(match[1]), float(match[2] or "inf"), name) for name, match in parsed.items() if match)
+    shared = len(numbered) - len({number for number, _, _ in numbered})
+    like_hc18 = shared > SHARED_IN_HC18 * len(numbered)
+    examinations = {name: name for name in image_ids}
+    suffix_before = float("inf")
+    for number, suffix, name in numbered:
+        if like_hc18 or suffix <= suffix_before:
             current = f"E{number:04d}"
-        names[name], rank_before = current, rank
-    return {name: names.get(name, name) for name in image_ids}
+        examinations[name] = current
+        suffix_before = suffix
+    return examinations
 
 
 def split_pairs(pairs, by="examination", seed=0):
-    """Put each pair in train (80 %), valid (10 %) or test (10 %).
+    """Put each pair in train (80 %), valid (10 %) or test (10 %): a Series of these names.
 
-    Parameters
-    ----------
-    pairs : pandas.DataFrame
-        With the columns `image_id`, `examination` and `folder`.
-    by : {'examination', 'image', 'folder'}
-        The unit that stays whole. Only 'examination' keeps frames of one fetus out of both training and
-        test; the others are there to show their leak.
-    seed : int
-
-    Returns
-    -------
-    pandas.Series of str
-        The split of each row.
-
-    Raises
-    ------
-    FetalsegError
-        If fewer than three units are there, or a pair lies outside the data set's split folders.
+    `pairs` needs the columns `image_id`, `examination` and `folder`; `by`, 'examination', 'image' or 'folder', is the
+    unit that stays whole. Only 'examination' keeps frames of one fetus out of both training and test. A FetalsegError
+    says that there are fewer than three units, or that a pair lies outside the data set's split folders.
     """
-    from sklearn.model_selection import GroupShuffleSplit
-
     if by == "folder":
-        outside = pairs.image_id[~pairs.folder.isin(SPLITS)]
-        if len(outside) or set(pairs.folder) != set(SPLITS):
+        if set(pairs.folder) != set(SPLITS):
             raise FetalsegError(
                 "split_by = 'folder' needs every image in a folder train, validation or test: use 'examination'."
             )
@@ -194,38 +215,13 @@ def split_pairs(pairs, by="examination", seed=0):
     units = len(set(groups))
     if units < 3:
         raise FetalsegError(f"{units} {by}s cannot be split in three: give at least 3, better 30.")
-    held_out = max(1, round(units / 10))
+    chooser = GroupShuffleSplit(n_splits=1, test_size=max(1, round(units / 10)), random_state=seed)
     split = np.full(len(pairs), "train", dtype=object)
-    rest = np.arange(len(pairs))
     for name in ("test", "valid"):
-        chooser = GroupShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
-        kept, chosen = next(chooser.split(rest, groups=groups[rest]))
+        rest = np.flatnonzero(split == "train")
+        _, chosen = next(chooser.split(rest, groups=groups[rest]))
         split[rest[chosen]] = name
-        rest = rest[kept]
     return pd.Series(split, index=pairs.index)
-
-
-def leak_table(pairs, seed=0):
-    """How many test images share an examination with a training image, for each way to split that can be had."""
-    rows = []
-    for by in ("examination", "image", "folder"):
-        try:
-            split = split_pairs(pairs, by, seed)
-        except FetalsegError:
-            continue
-        seen = set(pairs.examination[split == "train"])
-        test = pairs.examination[split == "test"]
-        counts = split.value_counts()
-        rows.append(
-            {
-                "split by": by,
-                **{name: counts.get(name, 0) for name in SPLITS},
-                "test images seen": int(test.isin(seen).sum()),
-            }
-        )
-    table = pd.DataFrame(rows, columns=["split by", *SPLITS, "test images seen"]).set_index("split by")
-    table["share of test"] = (table["test images seen"] / table["test"]).round(2)
-    return table
 
 
 def image_size(path):
@@ -233,50 +229,38 @@ def image_size(path):
     with open(path, "rb") as file:
         start = file.read(24)
     if start.startswith(PNG_START) and len(start) == 24:
-        return struct.unpack(">II", start[16:24])
+        return struct.unpack(">II", start[16:])
     try:
-        height, width = read_grey(path).shape
+        return read_grey(path).shape[::-1]
     except FetalsegError:
         return 0, 0
-    return width, height
 
 
 def read_grey(path):
-    """Read an 8-bit grey image.
+    """Read an 8-bit grey image as uint8 of shape (height, width).
 
-    OpenCV gives None for a file that it cannot read and quietly cuts 16 bits to 8; here both are errors.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, shape (height, width)
-
-    Raises
-    ------
-    FetalsegError
-        If the file is missing, cut off, no image, not 8-bit, or larger than 50 million pixels.
+    OpenCV gives None for a file that it cannot read and quietly cuts 16 bits to 8. Here a FetalsegError names a file
+    that is missing, cut off, no image, not 8-bit, or larger than 50 million pixels.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes()  # OpenCV itself fails on Windows paths with letters beyond ASCII
+        data = Path(path).read_bytes()  # OpenCV itself fails on Windows paths with letters beyond ASCII
     except OSError as error:
         raise FetalsegError(f"{shown(path)} cannot be read ({error.strerror}): is it still there?") from error
     if data.startswith(PNG_START):
-        width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
+        if PNG_END not in data[24:]:
+            raise FetalsegError(f"{shown(path)} is cut off after {len(data)} bytes: copy or download it again.")
+        width, height = struct.unpack(">II", data[16:24])
         if width * height > LARGEST_IMAGE:
             raise FetalsegError(f"{shown(path)} says it has {width} × {height} pixels: no ultrasound frame has.")
-        if PNG_END not in data[-64:]:
-            raise FetalsegError(f"{shown(path)} is cut off after {len(data)} bytes: copy or download it again.")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    except cv2.error:  # a header of another format that claims too many pixels
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # an empty file, or a header of another format that claims too many pixels
         image = None
     if image is None:
         raise FetalsegError(f"{shown(path)} is not an image that can be decoded: copy or download it again.")
     if image.dtype != np.uint8:
         raise FetalsegError(f"{shown(path)} has {image.dtype} pixels: convert it to 8-bit grey first.")
-    if image.ndim == 3:
-        image = cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY)
-    return image
+    return cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
 
 
 def fingerprint(path):
@@ -287,16 +271,25 @@ def fingerprint(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def inventory(root):
-    """SHA-256 over names and sizes of the image files below a folder: tells that one came, went or was edited."""
-    paths = find_files(root).path
-    lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size if path.exists() else 0}" for path in paths]
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def fingerprint_files(root, manifest):
+    """SHA-256 over the names of all image files below a folder and the contents of those in the manifest."""
+    digest = hashlib.sha256()
+    used = {*manifest.image_path, *manifest.mask_path}
+    for path in find_files(root).path:
+        content = fingerprint(path) if path in used else ""
+        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def source(run_dir):
+    """SHA-256 of what everything after the manifest is made from: the manifest and the contents of its files."""
+    path = run_folder(run_dir) / "manifest.csv"
+    return hashlib.sha256(path.read_bytes() + read_json(path.with_name("data.json"))["files"].encode()).hexdigest()
 
 
 def read_manifest(run_dir):
     """The table that notebook 01 wrote, one row per pair; paths are made absolute."""
-    path = project_root() / run_dir / "manifest.csv"
+    path = run_folder(run_dir) / "manifest.csv"
     if not path.exists():
         raise FetalsegError(f"{shown(path)} is not there: run notebook 01, or any later one, with this run_dir.")
     manifest = pd.read_csv(path, dtype={"image_id": str, "examination": str, "split": str}, keep_default_na=False)
@@ -306,66 +299,74 @@ def read_manifest(run_dir):
 
 
 def load_pairs(root):
-    """Every name of the malignant class below `root` with its examination; partners may be missing.
+    """Match the images and outlines of the malignant class below `root`, and find their examinations.
 
-    Raises
-    ------
-    FetalsegError
-        If no image has an outline.
+    A row per name, or several where it stands for different images, in natural order (2_HC before 10_HC): `image_id`
+    (the name, with its folder before it if another has it too), `image_path`, `mask_path` (None where a partner is
+    missing), `folder`, `mask_folder`, `origin` (the folder in `image_id`, or ''), `problem` (why these files cannot be
+    matched, or ''), `files` (paths that the row accounts for, copies among them), `examination`. Where no image has an
+    outline, a FetalsegError says so.
     """
     pairs = match_pairs(find_files(root))
-    if not (pairs.image_path.notna() & pairs.mask_path.notna()).any():
+    if pairs.dropna(subset=["image_path", "mask_path"]).empty:
         raise FetalsegError(
             f"{root} holds no pair of NAME.png and NAME_Annotation.png in a folder 'malignant' or outside "
             "of class folders: check the path."
         )
-    pairs["examination"] = pairs.image_id.map(find_examinations(pairs.image_id))
+    for origin, rows in pairs.groupby("origin"):
+        names = rows.image_id.str.removeprefix(f"{origin}_" if origin else "")
+        pairs.loc[rows.index, "examination"] = (f"{origin}/" if origin else "") + names.map(find_examinations(names))
     return pairs
 
 
 def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination"):
-    """Find, pair and split the data; write `manifest.csv` and, beside it, `data.json` that says from what.
-
-    Where the data's files have changed, what was prepared from the older ones no longer counts.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `read_manifest` gives it.
-    """
-    root = sources.find_data(data, run_dir, phantoms)
-    pairs = load_pairs(root)
-    pairs = pairs[pairs.image_path.notna() & pairs.mask_path.notna()].reset_index(drop=True)
-    pairs["split"] = split_pairs(pairs, split_by, seed)
-    pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
-    for column in ("image_path", "mask_path"):
-        pairs[column] = pairs[column].map(shown)
-    folder, files = run_folder(run_dir), inventory(root)
-    if read_json(folder / "data.json").get("files") != files:
-        for made in ("prepared/settings.json", "verification.csv"):
-            (folder / made).unlink(missing_ok=True)
-    (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest
-    write_table(folder / "manifest.csv", pairs[MANIFEST_COLUMNS])
-    asked = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by}
-    write_json(folder / "data.json", asked | {"root": shown(root), "files": files})
+    """Find, pair and split the data; write `manifest.csv` and, beside it, `data.json` that says from what."""
+    with workspace.locked(run_dir) as folder:
+        root = find_data(data, run_dir, phantoms)
+        pairs = load_pairs(root).dropna(subset=["image_path", "mask_path"])
+        pairs["split"] = split_pairs(pairs, split_by, seed)
+        pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
+        made = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by, "root": shown(root)}
+        made["files"] = fingerprint_files(root, pairs)
+        for column in ("image_path", "mask_path"):
+            pairs[column] = pairs[column].map(shown)
+        (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest
+        workspace.write_table(folder / "manifest.csv", pairs[MANIFEST_COLUMNS])
+        write_json(folder / "data.json", made)
     return read_manifest(run_dir)
 
 
 def ensure_manifest(run_dir, **asked):
-    """Read the manifest; make it first where it is missing, was made from something else or files changed; say so.
+    """Read the manifest; make it first where it is missing, and say so.
 
-    Parameters
-    ----------
-    run_dir : str or Path
-    asked : `data`, `seed`, `phantoms`, `split_by`
-        As for `write_manifest`. What is not asked stays as it is in the run folder.
+    `asked` is as for `write_manifest`: `data`, `seed`, `phantoms`, `split_by`. What is not asked may be anything. A
+    FetalsegError refuses a manifest that was made from something else, or before files of the data changed.
     """
-    folder = run_folder(run_dir)
-    made = read_json(folder / "data.json")
-    fits = made and (folder / "manifest.csv").exists() and all(made.get(name) == value for name, value in asked.items())
-    if fits and (root := project_root() / made["root"]).is_dir() and made.get("files") == inventory(root):
-        return read_manifest(run_dir)
-    kept = {name: value for name, value in made.items() if name not in ("root", "files")}
-    manifest = write_manifest(run_dir, **(kept | asked))
-    print(f"{shown(folder / 'manifest.csv')} made: {len(manifest)} pairs (notebook 01 explains it).")
+    path = run_folder(run_dir) / "manifest.csv"
+    made = read_json(path.with_name("data.json"))
+    if not made or not path.exists():
+        manifest = write_manifest(run_dir, **asked)
+        print(f"{shown(path)} made: {len(manifest)} pairs (notebook 01 explains it).")
+        return manifest
+    for name, value in asked.items():
+        if value == made[name] or (name == "phantoms" and made["data"] != "phantom"):
+            continue
+        folders = name == "data" and "phantom" not in (value, made["data"])
+        if not (folders and shown(find_data(value, run_dir)) == made["root"]):  # one folder may be written in two ways
+            refuse(path, f"was made with {name} {made[name]}, not {value}", "01")
+    manifest = read_manifest(run_dir)
+    root = project_root() / made["root"]
+    if not root.is_dir():
+        raise FetalsegError(
+            f"{shown(root)}, from which {shown(path.parent)} was made, is no longer there: bring it back."
+        )
+    if fingerprint_files(root, manifest) != made["files"]:
+        refuse(path, f"was made before files in {shown(root)} changed", "01 and those after it")
     return manifest
+
+
+def refuse(path, why, notebooks):
+    """Raise the FetalsegError of a stage that is there, but was made from something else."""
+    raise FetalsegError(
+        f"{shown(path)} {why}: give the same, choose another run_dir, or run notebook {notebooks} to make it anew."
+    )

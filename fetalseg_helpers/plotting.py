@@ -1,19 +1,26 @@
 """One figure per question. Truth is green and solid, prediction orange and dashed, everywhere."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 TRUTH, PREDICTION, BACKGROUND, ACCENT = "#2fb344", "#ff8c1a", "#5b6770", "#2b6cb0"
+OTHER, THIRD = "#7048a8", "#b5366f"  # for lines that are neither truth nor prediction
+LINES = list(zip((BACKGROUND, ACCENT, OTHER, THIRD), ("dotted", "solid", "dashdot", "dashed"), strict=True))
 WIDTH, LARGEST_HEIGHT = 6.8, 4.3  # inches
-STABLE = 0.01  # Dice: the tolerance of `training.stable_epoch`
-STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10}
-plt.rcParams.update(STYLE | {"figure.constrained_layout.use": True})
+STABLE = 0.01  # Dice: the tolerance of notebook 5's `stable_epoch`
+SIZES = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10, "legend.fontsize": 8}
+plt.rcParams.update(SIZES | {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
 
 
-def new_figure(rows=1, columns=1, height=2.6, **options):
+def new_figure(rows=1, columns=1, height=2.6, suptitle=None, **options):
     """An empty figure in the course's size, and its axes; shown once, by being the value of a cell."""
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, min(height, LARGEST_HEIGHT)), **options)
+    if suptitle:
+        figure.suptitle(suptitle)
     plt.close(figure)
     return figure, axes
 
@@ -24,6 +31,12 @@ def save(figure, path):
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
+def legend_below(figure, fontsize=8):
+    """What is labelled in a figure's first axes, in one row under all of them."""
+    labelled = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside lower center", ncols=len(labelled[1]), fontsize=fontsize)
+
+
 def draw_outline(axis, mask, color, style="solid", label=None):
     """Draw the border of a 0/1 mask of shape (height, width); nothing for an empty one."""
     mask = np.asarray(mask)
@@ -32,321 +45,200 @@ def draw_outline(axis, mask, color, style="solid", label=None):
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
         axis.contour(columns, rows, padded, levels=[0.5], colors=color, linestyles=style, linewidths=1.3)
     axis.plot([], [], color=color, linestyle=style, label=label)
-    axis.set_xlim(-0.5, mask.shape[1] - 0.5)
-    axis.set_ylim(mask.shape[0] - 0.5, -0.5)
+    axis.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
 
 
-def show_images(images, titles, columns=3, masks=None, suptitle=None, color_range=(0, 255), pixels=False):
-    """Grey images side by side, with the truth's border where masks are given.
-
-    Parameters
-    ----------
-    images : list of array, shape (height, width)
-    titles : list of str
-    columns : int
-    masks : list of array or None, optional
-    suptitle : str, optional
-    color_range : (float, float)
-        Values shown black and white.
-    pixels : bool
-        Show axes in pixels.
-    """
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure, axes = new_figure(rows, columns, height=0.35 + rows * (WIDTH / columns * 0.68 + 0.3), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("on" if pixels else "off")
-    for axis in axes.flat[len(images) :]:
-        axis.axis("off")
-    for number, (axis, image, title) in enumerate(zip(axes.flat, images, titles, strict=False)):
-        axis.imshow(image, cmap="gray", vmin=color_range[0], vmax=color_range[1])
-        if masks is not None and masks[number] is not None:
-            draw_outline(axis, masks[number], TRUTH)
-        axis.set_title(title)
-        if pixels:
-            axis.set_xlabel("x (px)")
-            axis.set_ylabel("y (px)")
-    if suptitle:
-        figure.suptitle(suptitle)
-    return figure
-
-
-def show_overlay(image, truth=None, prediction=None, title=""):
-    """One image with the borders of truth and prediction."""
-    figure, axis = new_figure(height=4.2)
-    overlay(axis, image, truth, prediction, title)
-    if truth is not None or prediction is not None:
-        axis.legend(loc="lower left", fontsize=8, framealpha=0.8)
-    return figure
-
-
-def overlay(axis, image, truth, prediction, title):
-    axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+def draw_image(axis, image, title, truth=None, prediction=None, cmap="gray", white=255):
+    """Draw an image without axes, and the borders of what is known of truth and prediction."""
+    drawn = axis.imshow(image, cmap=cmap, vmin=0, vmax=white)
     if truth is not None:
         draw_outline(axis, truth, TRUTH, "solid", "truth")
     if prediction is not None:
         draw_outline(axis, prediction, PREDICTION, "dashed", "prediction")
     axis.set_title(title)
     axis.axis("off")
+    return drawn
+
+
+def show_images(images, titles, columns=3, masks=None, suptitle=None, pixels=False):
+    """Grey images side by side, `columns` in a row, with the truth's border where masks are given.
+
+    Parameters
+    ----------
+    images, masks : list of array, shape (height, width), 0 to 255, and of mask or None
+    pixels : bool
+        Show axes in pixels.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = 0.35 + rows * (WIDTH / columns * 0.68 + 0.3)
+    figure, axes = new_figure(rows, columns, height, suptitle, squeeze=False)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    masks = [None] * len(images) if masks is None else masks
+    for axis, image, title, mask in zip(axes.flat, images, titles, masks, strict=False):
+        draw_image(axis, image, title, mask)
+        if pixels:
+            axis.axis("on")
+            axis.set(xlabel="x (px)", ylabel="y (px)")
+    return figure
+
+
+def show_overlay(image, truth=None, prediction=None, title=""):
+    """One image (height, width), 0 to 255, with the borders of truth and prediction."""
+    figure, axis = new_figure(height=4.2)
+    draw_image(axis, image, title, truth, prediction)
+    if truth is not None or prediction is not None:
+        axis.legend(loc="lower left", framealpha=0.8)
+    return figure
 
 
 def show_overlays(images, truths, predictions, titles, suptitle=None):
     """A row of overlays under one legend."""
-    figure, axes = new_figure(1, len(images), height=WIDTH / len(images) * 0.68 + 0.9, squeeze=False)
-    for axis, *content in zip(axes.flat, images, truths, predictions, titles, strict=True):
-        overlay(axis, *content)
-    handles = [plt.Line2D([], [], color=TRUTH), plt.Line2D([], [], color=PREDICTION, linestyle="dashed")]
-    figure.legend(handles, ["truth", "prediction"], loc="outside lower center", ncols=2, fontsize=8)
-    if suptitle:
-        figure.suptitle(suptitle)
-    return figure
-
-
-def show_histogram(values, label, title, color=ACCENT, marks=None, bins=30):
-    """How often values occur; `marks` maps a label to a value drawn as a vertical line."""
-    figure, axis = new_figure()
-    axis.hist(values, bins=bins, color=color, alpha=0.8)
-    for (name, value), style in zip((marks or {}).items(), ("dashed", "dotted", "dashdot"), strict=False):
-        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=name)
-    if marks:
-        axis.legend(fontsize=8)
-    axis.set(xlabel=label, ylabel="number", title=title)
-    return figure
-
-
-def show_intensities(groups, title):
-    """Grey-level distributions of several groups of pixels, as densities; `groups` maps a label to values."""
-    figure, axis = new_figure()
-    for (label, values), color in zip(groups.items(), (TRUTH, BACKGROUND, ACCENT), strict=False):
-        axis.hist(np.ravel(values), bins=64, density=True, histtype="step", linewidth=1.5, color=color, label=label)
-    axis.set(xlabel="intensity", ylabel="density", title=title)
-    axis.legend(fontsize=8)
-    return figure
-
-
-def show_split(table, title):
-    """Horizontal bars of train, valid and test, and how many test images were seen in training, per way to split."""
-    figure, axis = new_figure(height=2.2)
-    axis.barh(table.index, table["test"], color=BACKGROUND, label="test images")
-    axis.barh(table.index, table["test images seen"], color=PREDICTION, height=0.45, label="with a sibling in training")
-    axis.set(xlabel="images", title=title)
-    axis.legend(fontsize=8)
-    axis.invert_yaxis()
+    figure, axes = new_figure(1, len(images), WIDTH / len(images) * 0.68 + 0.9, suptitle, squeeze=False)
+    for axis, image, truth, prediction, title in zip(axes.flat, images, truths, predictions, titles, strict=True):
+        draw_image(axis, image, title, truth, prediction)
+    legend_below(figure)
     return figure
 
 
 def show_centroids(measurements, near, border, title):
-    """Where the regions' centroids lie in the frame, the border strip shaded."""
+    """Where the regions' centroids lie in the frame, the border strip shaded, those `near` it (bool) ringed."""
     figure, axis = new_figure(height=3.4)
     axis.add_patch(Rectangle((0, 0), 1, 1, color=PREDICTION, alpha=0.25, label=f"{border:.0%} border strip"))
     axis.add_patch(Rectangle((border, border), 1 - 2 * border, 1 - 2 * border, color="white"))
-    axis.scatter(measurements.centroid_x, measurements.centroid_y, s=12, color=ACCENT, label="centroid")
-    axis.scatter(
-        measurements.centroid_x[near],
-        measurements.centroid_y[near],
-        s=60,
-        facecolors="none",
-        edgecolors="black",
-        label="near the border",
-    )
-    axis.set(
-        xlim=(0, 1), ylim=(1, 0), xlabel="x (fraction of the width)", ylabel="y (fraction of the height)", title=title
-    )
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    x, y = measurements.centroid_x, measurements.centroid_y
+    axis.scatter(x, y, s=12, color=ACCENT, label="centroid")
+    axis.scatter(x[near], y[near], s=60, facecolors="none", edgecolors="black", label="near the border")
+    axis.set(xlim=(0, 1), xlabel="x (fraction of the width)", title=title)
+    axis.set(ylim=(1, 0), ylabel="y (fraction of the height)")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def draw_unet(shapes, title):
     """The network as a U, every box as traced: height by pixels, width by channels, both on a log scale.
 
-    Parameters
-    ----------
-    shapes : list of (str, (channels, height, width))
-        As `unet.trace_shapes` gives them.
-    title : str
+    `shapes` lists (name, (channels, height, width)) of what the first block, each down, each up and the last give.
     """
-    depth = sum(name.startswith("downs") for name, _ in shapes)
+    depth = len(shapes) // 2 - 1
     levels = [*range(depth + 1), *range(depth - 1, -1, -1), 0]
+    colors = [ACCENT] * (depth + 1) + [TRUTH] * depth + [PREDICTION]
     figure, axis = new_figure(height=4.3)
-    centres, tops, bottoms = [], [], []
-    x, largest = 0.0, np.log2(shapes[0][1][1])
-    for (_, (channels, rows, columns)), level in zip(shapes, levels, strict=True):
-        box_height = 0.3 + 0.9 * np.log2(max(rows, 1)) / largest
-        box_width = 0.12 + 0.08 * np.log2(channels + 1)
-        y = -1.75 * level
-        color = PREDICTION if len(centres) == len(shapes) - 1 else TRUTH if len(centres) > depth else ACCENT
-        axis.add_patch(Rectangle((x, y - box_height / 2), box_width, box_height, color=color, alpha=0.8))
-        axis.text(
-            x + box_width / 2, y - box_height / 2 - 0.08, f"{columns} × {rows}", ha="center", va="top", fontsize=7
-        )
-        axis.text(x + box_width / 2, y + box_height / 2 + 0.05, str(channels), ha="center", va="bottom", fontsize=8)
-        centres.append((x, x + box_width, y))
-        tops.append(y + box_height / 2)
-        bottoms.append(y - box_height / 2)
-        x += box_width + 0.75
-    for number in range(len(shapes) - 1):
-        (_, right, y), (left, _, next_y) = centres[number], centres[number + 1]
-        arrow(axis, (right + 0.05, y), (left - 0.05, next_y), "black", "solid")
-    for level in range(depth):
-        (_, right, y), (left, _, _) = centres[level], centres[2 * depth - level]
-        arrow(axis, (right + 0.08, y + 0.15), (left - 0.08, y + 0.15), BACKGROUND, "dashed")
-    axis.set(xlim=(-0.4, x - 0.3), ylim=(min(bottoms) - 0.6, max(tops) + 0.5), title=title)
+    boxes, x = [], 0.0
+    for (_, (channels, rows, columns)), level, color in zip(shapes, levels, colors, strict=True):
+        height = 0.3 + 0.9 * np.log2(rows) / np.log2(shapes[0][1][1])
+        width = 0.12 + 0.08 * np.log2(channels + 1)
+        y, middle = -1.75 * level, x + width / 2
+        axis.add_patch(Rectangle((x, y - height / 2), width, height, color=color, alpha=0.8))
+        axis.text(middle, y - height / 2 - 0.08, f"{columns} × {rows}", ha="center", va="top", fontsize=7)
+        axis.text(middle, y + height / 2 + 0.05, channels, ha="center", va="bottom", fontsize=8)
+        boxes.append((x - 0.05, x + width + 0.05, y))
+        x += width + 0.75
+    look = {"arrowstyle": "-|>", "mutation_scale": 8}
+    for (_, start, y), (end, _, next_y) in pairwise(boxes):
+        axis.annotate("", (end, next_y), (start, y), arrowprops=look | {"color": "black"})
+    for (_, start, y), (end, _, _) in zip(boxes[:depth], boxes[2 * depth : depth : -1], strict=True):
+        dashed = look | {"color": BACKGROUND, "linestyle": "dashed"}
+        axis.annotate("", (end, y + 0.15), (start, y + 0.15), arrowprops=dashed)
+    axis.set(xlim=(-0.4, x - 0.3), ylim=(-1.75 * depth - 1.1, 1.1), title=title)
     axis.axis("off")
     key = {"channels above, width × height below": "none", "down": ACCENT, "up": TRUTH, "1 × 1 convolution": PREDICTION}
-    handles = [Rectangle((0, 0), 1, 1, color=color) for color in key.values()]
-    handles.append(plt.Line2D([], [], color=BACKGROUND, linestyle="dashed"))
-    figure.legend(handles, [*key, "skip connection"], loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    for label, color in key.items():
+        axis.plot([], [], "s", markersize=8, color=color, label=label)
+    axis.plot([], [], color=BACKGROUND, linestyle="dashed", label="skip connection")
+    legend_below(figure, fontsize=7)
     return figure
 
 
-def arrow(axis, start, end, color, style):
-    axis.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=color, linestyle=style, linewidth=1)
-    )
-
-
 def show_history(history, stable=None, title="", baseline=None):
-    """Losses and validation Dice over the epochs; the point of stabilisation and a baseline's Dice marked.
-
-    The Dice axis shows the later half of the epochs wholly. Early ones far below the rest run out of the picture, so
-    that the last ones can be told apart; the title counts them.
+    """Losses and validation Dice over the epochs; early ones far below the rest are only counted, in the title.
 
     Parameters
     ----------
     history : pandas.DataFrame
         Columns `epoch`, `train_loss`, `valid_loss` and `valid_dice`.
-    stable : int, optional
-        Epoch from which the validation Dice stays within `STABLE` of its best.
-    title : str
-    baseline : float, optional
-        Dice of the mean mask.
+    stable, baseline : int and float, optional
+        Epoch from which the Dice stays within `STABLE` of its best, and Dice of the mean mask; both are marked.
     """
-    figure, (left, right) = new_figure(1, 2, height=2.8)
+    figure, (left, right) = new_figure(1, 2, 2.8, title)
     left.plot(history.epoch, history.train_loss, color=BACKGROUND, label="train")
     left.plot(history.epoch, history.valid_loss, color=ACCENT, linestyle="dashed", label="valid")
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     dice = history.valid_dice
     right.plot(history.epoch, dice, color=ACCENT, linestyle="dashed", label="valid")
-    later = [*dice[len(dice) // 2 :], *([] if baseline is None else [baseline])]
-    lowest = min([dice.quantile(0.1), *later]) if len(dice) else 0.5
-    bottom = max(0.0, lowest - max(0.01, 0.1 * (1 - lowest)))
-    below = int((dice < bottom).sum())
-    name = "validation Dice" + (f" ({below} of {len(dice)} epochs below)" if below else "")
-    right.set(xlabel="epoch", ylabel="Dice", title=name, ylim=(bottom, 1))
+    shown = [dice.quantile(0.1), *dice[len(dice) // 2 :]] if len(dice) else [0.5]
     if baseline is not None:
+        shown.append(baseline)
         right.axhline(baseline, color=BACKGROUND, label=f"mean mask {baseline:.2f}")
     if stable is not None:
         right.axvline(stable, color=PREDICTION, linestyle="dotted", label=f"stable from epoch {stable}")
-        label = f"within {STABLE} of the best"
-        right.axhspan(dice.max() - STABLE, dice.max(), color=PREDICTION, alpha=0.25, linewidth=0, label=label)
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
-    figure.suptitle(title)
-    return figure
-
-
-def show_curve(x, y, xlabel, ylabel, title, marks=None):
-    """One line; `marks` maps a label to an x value drawn as a vertical line."""
-    figure, axis = new_figure()
-    axis.plot(x, y, color=ACCENT)
-    for (name, value), style in zip((marks or {}).items(), ("dashed", "dotted", "dashdot"), strict=False):
-        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=name)
-    if marks:
-        axis.legend(fontsize=8)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        band = {"color": PREDICTION, "alpha": 0.25, "linewidth": 0, "label": f"within {STABLE} of the best"}
+        right.axhspan(dice.max() - STABLE, dice.max(), **band)
+    bottom = max(0.0, min(shown) - max(0.01, 0.1 * (1 - min(shown))))
+    below = int((dice < bottom).sum())
+    name = "validation Dice" + (f" ({below} of {len(dice)} epochs below)" if below else "")
+    right.set(xlabel="epoch", ylabel="Dice", title=name, ylim=(bottom, 1))
+    left.legend()
+    right.legend()
     return figure
 
 
 def show_heat_map(image, probability, truth, threshold, title):
-    """The image, the probability map, and the border that a threshold cuts out of it."""
-    figure, (left, right) = new_figure(1, 2, height=2.9)
-    overlay(left, image, truth, np.asarray(probability) >= threshold, f"cut at {threshold:.2f}")
+    """The image, the probability map (0 to 1), and the border that a threshold cuts out of it."""
+    figure, (left, right) = new_figure(1, 2, 2.9, title)
+    draw_image(left, image, f"cut at {threshold:.2f}", truth, np.asarray(probability) >= threshold)
     left.legend(loc="lower left", fontsize=7)
-    shown = right.imshow(probability, cmap="magma", vmin=0, vmax=1)
-    right.set_title("probability of tumor")
-    right.axis("off")
+    shown = draw_image(right, probability, "probability of tumor", cmap="magma", white=1)
     figure.colorbar(shown, ax=right, fraction=0.035)
-    figure.suptitle(title)
     return figure
 
 
 def show_pipeline(image, truth, probability, prediction, title):
     """Four steps of one image: what comes in, the truth, the probability map, the prediction on the image."""
-    figure, axes = new_figure(1, 4, height=1.9)
-    axes[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes[1].imshow(truth, cmap="gray", vmin=0, vmax=1)
-    axes[2].imshow(probability, cmap="magma", vmin=0, vmax=1)
-    overlay(axes[3], image, truth, prediction, "")
-    for axis, name in zip(axes, ("image", "mask (truth)", "probability map", "prediction"), strict=True):
-        axis.set_title(name)
-        axis.axis("off")
-    figure.suptitle(title)
+    figure, axes = new_figure(1, 4, 1.9, title)
+    draw_image(axes[0], image, "image")
+    draw_image(axes[1], truth, "mask (truth)", white=1)
+    draw_image(axes[2], probability, "probability map", cmap="magma", white=1)
+    draw_image(axes[3], image, "prediction", truth, prediction)
     return figure
 
 
-def show_maps(maps, titles, labels, columns=3, cmap="gray", suptitle=None, color_range=(None, None)):
-    """Arrays on the polar grid (samples, beams) side by side, the probe at the top, each with its scale.
-
-    Parameters
-    ----------
-    maps : list of array, shape (samples, beams)
-    titles, labels : list of str
-        Of each map, and of its scale with the unit.
-    color_range : (float, float)
-        Values shown black and white; by default each map's own least and greatest.
-    """
-    columns = min(columns, len(maps))
-    rows = -(-len(maps) // columns)
-    figure, axes = new_figure(rows, columns, height=0.4 + rows * 2.7, squeeze=False, sharey=True)
-    for axis, values, title, label in zip(axes.flat, maps, titles, labels, strict=True):
-        low, high = color_range
-        picture = axis.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", vmin=low, vmax=high)
-        axis.set(title=title, xlabel="beam")
-        figure.colorbar(picture, ax=axis, label=label, location="bottom", aspect=30)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("sample in depth")
-    if suptitle:
-        figure.suptitle(suptitle)
+def show_score_spread(scores, interval, title):
+    """Dice of each image, in rising order, with the mean and its interval (low, high)."""
+    figure, axis = new_figure()
+    ordered = np.sort(scores)
+    axis.plot(np.arange(1, len(ordered) + 1), ordered, "o", markersize=3, color=ACCENT, label="one image")
+    axis.axhline(ordered.mean(), color="black", linewidth=1, label=f"mean {ordered.mean():.3f}")
+    axis.axhspan(*interval, color=ACCENT, alpha=0.2, label="95 % interval of the mean")
+    axis.set(xlabel="image, from worst to best", ylabel="Dice", title=title)
+    axis.legend(loc="lower right")
     return figure
 
 
-def show_transfer(table, x, lines, xlabel, title):
-    """Mean Dice against how many pairs were learnt from; `lines` maps a column to its label."""
-    figure, axis = new_figure(height=2.8)
-    styles = zip((ACCENT, PREDICTION, BACKGROUND), ("solid", "dashed", "dotted"), strict=True)
-    for (column, label), (color, style) in zip(lines.items(), styles, strict=False):
-        axis.plot(table[x], table[column], color=color, linestyle=style, marker="o", label=label)
-    axis.set(xlabel=xlabel, ylabel="mean Dice", title=title, xticks=table[x])
-    axis.legend(fontsize=8)
+def show_cuts(table, threshold, title):
+    """Mean Dice over thresholds, a line per step of post-processing; 0.5 and the chosen threshold marked."""
+    figure, axis = new_figure(height=2.9)
+    for order, (column, (color, style)) in enumerate(zip(table.columns, LINES, strict=True)):
+        axis.plot(table.index, table[column], color=color, linestyle=style, label=column, zorder=3 - order / 10)
+    axis.axvline(0.5, color="black", linestyle=(0, (1, 3)), linewidth=1, label="0.5, as usual")
+    axis.axvline(threshold, color="black", linewidth=1, label=f"chosen: {threshold:.2f}")
+    axis.set(xlabel="threshold (probability)", ylabel="mean Dice", title=title)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def show_sweep(table, varied, largest=20):
-    """Best validation Dice of the runs of a sweep, best on top: a dot per seed and a line at their mean.
-
-    The validation Dice, because a setting that is chosen by its test scores has been trained on the test images.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `sweep.sweep` gives it: `valid_dice` and the columns that vary.
-    varied : list of str
-        Names of the columns that vary; runs that differ in nothing but `seed` share a line.
-    largest : int
-        Lines that are drawn at most.
-    """
-    table = table.dropna(subset="valid_dice")
-    names = [name for name in varied if name != "seed"]
-    labels = table[names].astype(str).agg(", ".join, axis=1) if names else table.run.map(lambda _: "all seeds")
-    means = table.valid_dice.groupby(labels).mean().sort_values()[-largest:]
-    figure, axis = new_figure(height=1.2 + 0.25 * len(means))
-    for height, (label, mean) in enumerate(means.items()):
-        scores = table.valid_dice[labels == label]
-        axis.plot(
-            scores, [height] * len(scores), "o", color=ACCENT, markersize=4, label="one run" if not height else None
-        )
-        axis.plot([mean, mean], [height - 0.3, height + 0.3], color="black", label="mean" if not height else None)
-    axis.set_yticks(range(len(means)), means.index, fontsize=7)
-    axis.set(xlabel="best validation Dice", ylabel=", ".join(names), title=f"{len(table)} runs, best on top")
-    axis.legend(fontsize=8, loc="lower right")
+def show_errors(images, truths, predictions, titles, suptitle=None):
+    """What is predicted but not true (orange) and true but not predicted (green), on each image (height, width)."""
+    figure, axes = new_figure(1, len(images), WIDTH / len(images) * 0.68 + 0.9, suptitle, squeeze=False)
+    for axis, image, truth, prediction, title in zip(axes.flat, images, truths, predictions, titles, strict=True):
+        picture = np.repeat(image[:, :, None] / 255, 3, axis=2)
+        for where, color, label in (
+            (prediction > truth, PREDICTION, "predicted, not true"),
+            (truth > prediction, TRUTH, "true, not predicted"),
+        ):
+            picture[where] = 0.25 * picture[where] + 0.75 * np.array(to_rgb(color))
+            axis.plot([], [], "s", color=color, label=label)
+        draw_image(axis, picture, title, truth)
+    legend_below(figure)
     return figure

@@ -1,42 +1,23 @@
 """From files to arrays: fill the outline, binarise, normalise, resize, augment; and the torch Dataset."""
 
-from typing import NamedTuple
+import shutil
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 from torch.utils.data import Dataset
 
-from fetalseg_helpers import loading
-from fetalseg_helpers.workspace import (
-    FetalsegError,
-    check_free_space,
-    read_json,
-    run_folder,
-    shown,
-    write_json,
-    write_table,
-    written_whole,
-)
+from fetalseg_helpers import loading, workspace
+from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, cv2, read_json, run_folder, shown
 
 INDEX_COLUMNS = ["row", "image_id", "examination", "split", "width", "height", "problem"]
+Placement = namedtuple("Placement", "width height left top")  # of a scaled image on the canvas; negative where cropped
 
 
 def binarise(mask, threshold=128):
-    """Turn an 8-bit mask file into 0 and 1; grey in-between values, from JPEG or resizing, become one or the other.
-
-    Parameters
-    ----------
-    mask : array of uint8, shape (height, width)
-    threshold : int
-        The least value that counts as 1.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, same shape, values 0 and 1
-    """
+    """An 8-bit mask as uint8 0 and 1: 1 from `threshold` on. JPEG and resizing leave values between 0 and 255."""
     return (np.asarray(mask) >= threshold).astype(np.uint8)
 
 
@@ -44,57 +25,62 @@ def is_line(mask):
     """Whether a 0/1 mask is thin everywhere, measured by the area of its convex hull."""
     if not mask.any():
         return False
-    hull_area = cv2.contourArea(cv2.convexHull(cv2.findNonZero(mask)))
+    hull_area = cv2.contourArea(convex_hull(mask))
     half_width = cv2.distanceTransform(mask, cv2.DIST_L2, 5).max() - 0.5
     return bool(half_width < 0.08 * np.sqrt(hull_area))
 
 
+def convex_hull(mask):
+    """Corners of the convex hull of a 0/1 mask that is not empty, as OpenCV has them: int32 (corners, 1, x y)."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.convexHull(np.concatenate(contours))
+
+
 def label_regions(mask):
     """Connected regions (8 neighbours) of a mask, numbered from 1, and the number of pixels of each."""
-    _, labels, measures, _ = cv2.connectedComponentsWithStats(np.asarray(mask, np.uint8), connectivity=8)
+    mask = np.asarray(mask, np.uint8)
+    labels = np.zeros(mask.shape, np.int32)
+    left, top, width, height = cv2.boundingRect(mask)  # only there, which is much quicker
+    if not width:
+        return labels, np.zeros(0, np.int32)
+    window = slice(top, top + height), slice(left, left + width)
+    _, labels[window], measures, _ = cv2.connectedComponentsWithStats(mask[window], connectivity=8)
     return labels, measures[1:, cv2.CC_STAT_AREA]
 
 
-def without_specks(mask, least_share=0.05):
-    """A 0/1 mask without the regions that have less than this share of the largest one's pixels."""
+def without_specks(mask):
+    """A 0/1 mask without the regions that have less than a twentieth of the largest one's pixels."""
     labels, sizes = label_regions(mask)
-    return mask * np.isin(labels, np.flatnonzero(sizes >= least_share * sizes.max(initial=0)) + 1)
+    return mask * np.isin(labels, np.flatnonzero(sizes >= 0.05 * sizes.max(initial=0)) + 1)
+
+
+def fill_holes(mask):
+    """Fill what a 0/1 mask encloses: whatever cannot be reached from outside the frame over its four neighbours."""
+    flooded = np.pad(np.asarray(mask, np.uint8), 1)
+    cv2.floodFill(flooded, None, (0, 0), 2)
+    return (flooded[1:-1, 1:-1] != 2).astype(np.uint8)
 
 
 def fill_outline(outline):
-    """Fill a drawn outline; the line itself counts as inside.
+    """Fill a drawn outline, uint8 with 0 and 255: uint8 of the same shape, 1 inside (tumor), 0 outside (background).
 
-    A closed line is filled by a hole filler. Where the frame cuts the line open, a hole filler finds no hole and
-    leaves the line as it is; then the convex hull is the region, since a head is convex. A region that is filled
-    already stays as it is.
-
-    Parameters
-    ----------
-    outline : array of uint8, shape (height, width)
-        As in the file: 0 background, 255 line.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, same shape, values 0 (background) and 1 (tumor)
-
-    Raises
-    ------
-    FetalsegError
-        If no pixel is set.
+    The line itself counts as inside. A closed line is filled by a hole filler. Where the frame cuts the line open, a
+    hole filler finds no hole and leaves the line as it is; then the convex hull is the region, since a head is convex.
+    A region that is filled already stays as it is. Where no pixel is set, a FetalsegError says so.
     """
     line = binarise(outline)
     if not line.any():
         raise FetalsegError("the mask is empty: no pixel reaches 128.")
-    filled = ndimage.binary_fill_holes(line).astype(np.uint8)
+    filled = fill_holes(line)
     rest = without_specks(filled)
     if not is_line(rest):
         return filled
-    return cv2.fillConvexPoly(np.zeros_like(line), cv2.convexHull(cv2.findNonZero(rest)), 1)
+    return cv2.fillConvexPoly(np.zeros_like(line), convex_hull(rest), 1)
 
 
-def is_open(outline):
-    """True for a line that encloses nothing, so that a hole filler leaves less than `fill_outline` gives."""
-    return bool(ndimage.binary_fill_holes(binarise(outline)).sum() < fill_outline(outline).sum())
+def is_open(outline, mask):
+    """True for a line that encloses nothing, so that a hole filler leaves less than its `mask` from `fill_outline`."""
+    return bool(fill_holes(binarise(outline)).sum() < mask.sum())
 
 
 def normalise(image):
@@ -102,30 +88,10 @@ def normalise(image):
     return np.asarray(image, dtype=np.float32) / 255
 
 
-class Placement(NamedTuple):
-    """Where an image lies on the canvas that the network sees, in pixels of the canvas."""
-
-    width: int  # of the image after scaling
-    height: int
-    left: int  # negative where the image is cropped
-    top: int
-
-
 def place(native_width, native_height, width, height, fit="scale"):
-    """Centre an image on a canvas, its aspect kept.
+    """Centre an image on a canvas, its aspect kept; all sizes in pixels.
 
-    Parameters
-    ----------
-    native_width, native_height : int
-        Size of the image in pixels.
-    width, height : int
-        Size of the canvas in pixels.
-    fit : {'scale', 'pad'}
-        'scale' makes the image as large as the canvas allows; 'pad' leaves its pixels alone and pads or crops.
-
-    Returns
-    -------
-    Placement
+    `fit` 'scale' makes the image as large as the canvas allows; 'pad' leaves its pixels alone and pads or crops.
 
     Examples
     --------
@@ -142,32 +108,23 @@ def place(native_width, native_height, width, height, fit="scale"):
 def to_canvas(image, width, height, fit="scale"):
     """Resize an image and pad it with 0, or crop it, to shape (height, width); the dtype stays."""
     placement = place(image.shape[1], image.shape[0], width, height, fit)
-    size = (placement.width, placement.height)
-    scaled = image if size == image.shape[::-1] else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    canvas = np.zeros((height, width), dtype=image.dtype)
-    (rows, scaled_rows), (columns, scaled_columns) = overlap(placement, width, height)
-    canvas[rows, columns] = scaled[scaled_rows, scaled_columns]
-    return canvas
+    scaled = cv2.resize(image, (placement.width, placement.height), interpolation=cv2.INTER_AREA)
+    return paste(scaled, width, height, placement.left, placement.top)
 
 
 def from_canvas(canvas, native_width, native_height, fit="scale"):
     """The way back: what lies on a canvas (height, width), at the image's own size. Cropped margins come back as 0."""
-    height, width = canvas.shape
-    placement = place(native_width, native_height, width, height, fit)
-    scaled = np.zeros((placement.height, placement.width), dtype=canvas.dtype)
-    (rows, scaled_rows), (columns, scaled_columns) = overlap(placement, width, height)
-    scaled[scaled_rows, scaled_columns] = canvas[rows, columns]
-    size = (native_width, native_height)
-    return scaled if size == scaled.shape[::-1] else cv2.resize(scaled, size, interpolation=cv2.INTER_LINEAR)
+    placement = place(native_width, native_height, canvas.shape[1], canvas.shape[0], fit)
+    scaled = paste(canvas, placement.width, placement.height, -placement.left, -placement.top)
+    return cv2.resize(scaled, (native_width, native_height), interpolation=cv2.INTER_LINEAR)
 
 
-def overlap(placement, width, height):
-    """Slices (rows, columns) that a canvas and the scaled image share, on the canvas and on the image."""
-    slices = []
-    for start, length, size in ((placement.top, placement.height, height), (placement.left, placement.width, width)):
-        first, last = max(0, start), min(size, start + length)
-        slices.append((slice(first, last), slice(first - start, last - start)))
-    return slices
+def paste(array, width, height, left, top):
+    """Zeros of shape (height, width) with `array` at (top, left); what lies outside is cropped."""
+    frame = np.zeros((height, width), dtype=array.dtype)
+    inside = array[max(0, -top) : height - top, max(0, -left) : width - left]
+    frame[max(0, top) :, max(0, left) :][: inside.shape[0], : inside.shape[1]] = inside
+    return frame
 
 
 def mask_to_canvas(mask, width, height, fit="scale"):
@@ -176,34 +133,16 @@ def mask_to_canvas(mask, width, height, fit="scale"):
 
 
 def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, gain=1.25, gamma=1.4, shadow=0.5):
-    """One random variation of a pair: turned, zoomed, shifted, mirrored, gain and gamma changed, a shadow cast.
+    """One random variation of a pair, uint8 of shape (height, width); what comes in from outside the frame is 0.
 
-    Never upside down: the probe is always at the top.
-
-    Parameters
-    ----------
-    image, mask : array of uint8, shape (height, width)
-    rng : numpy.random.Generator
-    rotation : float
-        Largest angle in degrees, to either side.
-    zoom, shift : float
-        Largest change of size, and of place as a fraction of the frame.
-    mirror : bool
-        Mirror every second frame left to right.
-    gain, gamma : float
-        Largest factor and exponent of the intensities; the smallest are one over it.
-    shadow : float
-        Chance of a dark stripe from top to bottom, such as bone or gas near the probe casts.
-
-    Returns
-    -------
-    image, mask : numpy.ndarray of uint8, same shape
-        What comes in from outside the frame is 0.
+    Turned by at most `rotation` degrees to either side, zoomed and shifted by at most the fractions `zoom` and `shift`,
+    with `mirror` every second frame mirrored left to right, and never upside down: the probe is always at the top.
+    Intensities are changed by at most the factor `gain` and the exponent `gamma`, at least by one over them. `shadow`
+    is the chance of a dark stripe from top to bottom, such as bone or gas near the probe casts.
     """
     height, width = image.shape
-    matrix = cv2.getRotationMatrix2D(
-        (width / 2, height / 2), rng.uniform(-rotation, rotation), rng.uniform(1 - zoom, 1 + zoom)
-    )
+    angle, scale = rng.uniform(-rotation, rotation), rng.uniform(1 - zoom, 1 + zoom)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
     matrix[:, 2] += rng.uniform(-shift, shift, 2) * (width, height)
     if mirror and rng.random() < 0.5:
         matrix = matrix @ np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
@@ -219,106 +158,101 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, 
     return image, mask
 
 
-def read_pair(image_path, mask_path):
-    """Read an image and its filled mask, both uint8 of shape (height, width).
+def read_pair(image_path, mask_path, fill=fill_outline):
+    """Read an image and its mask, filled by `fill`, both uint8 of shape (height, width).
 
-    Raises
-    ------
-    FetalsegError
-        If a file cannot be read, the two differ in size, or the mask is empty.
+    A FetalsegError says that a file cannot be read, that the two differ in size, or that the mask is empty.
     """
     image, outline = loading.read_grey(image_path), loading.read_grey(mask_path)
-    return image, fill_pair(image, outline, mask_path.name)
+    return image, fill_pair(image, outline, mask_path.name, fill)
 
 
-def fill_pair(image, outline, name):
-    """The filled mask of an outline that belongs to an image; `name` is the outline's file, for the errors.
-
-    Raises
-    ------
-    FetalsegError
-        If the two arrays differ in size, or the mask is empty.
-    """
+def fill_pair(image, outline, name, fill=fill_outline):
+    """The filled mask of an outline that belongs to an image; `name` is the outline's file, for the errors."""
     if image.shape != outline.shape:
-        (height, width), (image_height, image_width) = outline.shape, image.shape
-        raise FetalsegError(f"{name} is {width} × {height}, its image {image_width} × {image_height}. Was one resized?")
+        size, image_size = (f"{array.shape[1]} × {array.shape[0]}" for array in (outline, image))
+        raise FetalsegError(f"{name} is {size}, its image {image_size}. Was one resized?")
     try:
-        return fill_outline(outline)
+        return fill(outline)
     except FetalsegError as error:
         raise FetalsegError(f"{name}: {error}") from error
 
 
-def prepare(run_dir, width=128, height=96, fit="scale"):
-    """Write every pair of the manifest at training size into `prepared/`.
+def prepare(run_dir, width=96, height=64, fit="scale", fill=fill_outline):
+    """Write every pair of the manifest at training size (px, `fit` as in `place`) into `prepared/`; returns the index.
 
-    `images.npy` and `masks.npy` are uint8 of shape (pairs, height, width), masks 0 and 1. `index.csv` has a row
-    per pair; one that cannot be used has its reason under `problem` and zeros in the arrays. `settings.json`,
-    written last, marks a complete folder.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The index.
-
-    Raises
-    ------
-    FetalsegError
-        If no pair can be used or the disk is full.
+    `images.npy` and `masks.npy` are uint8 of shape (pairs, height, width), masks 0 and 1 by the function `fill`.
+    `index.csv` has a row per pair; one that cannot be used has its reason under `problem` and zeros in the arrays.
+    `settings.json`, written last, marks a complete folder. A FetalsegError says that no pair can be used or that the
+    disk is full.
     """
-    manifest = loading.read_manifest(run_dir)
-    folder = run_folder(run_dir) / "prepared"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FetalsegError(f"{folder} cannot be made ({error.strerror}): delete what is there.") from error
-    (folder / "settings.json").unlink(missing_ok=True)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(manifest), height, width)}
-    problems = []
-    with written_whole(folder / "images.npy") as images_path, written_whole(folder / "masks.npy") as masks_path:
-        check_free_space(folder, 2 * len(manifest) * height * width)
-        # Written in order, not through a memory map: a full disk then raises an error instead of a bus error.
-        with images_path.open("wb") as images_file, masks_path.open("wb") as masks_file:
-            for file in (images_file, masks_file):
-                np.lib.format.write_array_header_1_0(file, header)
-            for pair in manifest.itertuples():
-                image = mask = np.zeros((height, width), np.uint8)
-                problem = ""
-                try:
-                    image, mask = read_pair(pair.image_path, pair.mask_path)
-                    image, mask = to_canvas(image, width, height, fit), mask_to_canvas(mask, width, height, fit)
-                except FetalsegError as error:
-                    problem = str(error)
-                images_file.write(image.tobytes())
-                masks_file.write(mask.tobytes())
-                problems.append(problem)
-    index = manifest.assign(row=range(len(manifest)), problem=problems)[INDEX_COLUMNS]
-    if not (index.problem == "").any():
-        raise FetalsegError(f"none of the {len(index)} pairs can be used; the first: {problems[0]}")
-    write_table(folder / "index.csv", index)
-    write_json(folder / "settings.json", prepared_settings(run_dir, width, height, fit))
+    with workspace.locked(run_dir) as home:
+        index = loading.read_manifest(run_dir)
+        shape = (len(index), height, width)
+        problems = []
+        with workspace.folder_whole(home / "prepared") as folder:
+            if shutil.disk_usage(folder).free < 2 * np.prod(shape):  # a full disk would be a bus error later
+                raise FetalsegError(
+                    f"{shown(home / 'prepared')} needs {2 * np.prod(shape) / 1e6:.0f} MB: free some space there."
+                )
+            images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+            masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
+            with ThreadPoolExecutor(workspace.usable_cores()) as pool:  # decoding runs outside of Python's lock
+                pairs = pool.map(lambda pair: prepare_pair(pair, width, height, fit, fill), index.itertuples())
+                for row, (image, mask, problem) in enumerate(pairs):
+                    images[row], masks[row] = image, mask
+                    problems.append(problem)
+            if all(problems):
+                raise FetalsegError(f"none of the {len(problems)} pairs can be used; the first: {problems[0]}")
+            del images, masks  # closes the files: Windows moves no open one
+            index = index.assign(row=range(len(index)), problem=problems)[INDEX_COLUMNS]
+            workspace.write_table(folder / "index.csv", index)
+            canvas = {"width": width, "height": height, "fit": fit}
+            workspace.write_json(folder / "settings.json", canvas | {"source": loading.source(run_dir)})
     return index
 
 
-def prepared_settings(run_dir, width, height, fit):
-    """What `prepared/` depends on: the canvas and the manifest that was read."""
-    manifest = run_folder(run_dir) / "manifest.csv"
-    return {"width": width, "height": height, "fit": fit, "manifest": loading.fingerprint(manifest)}
+def prepare_pair(pair, width, height, fit, fill):
+    """Image and mask of a pair at training size, and ''; or zeros, and why it cannot be used."""
+    try:
+        image, mask = read_pair(pair.image_path, pair.mask_path, fill)
+        return to_canvas(image, width, height, fit), mask_to_canvas(mask, width, height, fit), ""
+    except FetalsegError as error:
+        return 0, 0, str(error)
+
+
+def fingerprint_arrays(run_dir):
+    """SHA-256 of the prepared images and of the masks."""
+    folder = run_folder(run_dir) / "prepared"
+    return [loading.fingerprint(folder / name) for name in ("images.npy", "masks.npy")]
+
+
+def read_canvas(run_dir):
+    """Width, height and fit of what lies in `prepared/`, as a dictionary; FetalsegError if nothing does."""
+    settings = read_json(run_folder(run_dir) / "prepared" / "settings.json")
+    if not settings:
+        raise FetalsegError(f"{shown(run_folder(run_dir) / 'prepared')} is not complete: run notebook 02 first.")
+    return {name: settings[name] for name in CANVAS_KEYS}
 
 
 def ensure_prepared(run_dir, width=None, height=None, fit=None, **data):
-    """Read the index of `prepared/`; make it first where it is missing or differs from what is asked, and say so.
+    """Read the index of `prepared/`; make it first where it is missing, and say so.
 
-    What is not asked stays as it is in the run folder, or is 128 × 96 pixels, scaled. `data` is handed to
-    `loading.ensure_manifest`.
+    What is not asked may be anything, or is made at 96 × 64 pixels, scaled. `data` is for `loading.ensure_manifest`.
+    A FetalsegError refuses what was made at another size than asked, or from another manifest or other files.
     """
     loading.ensure_manifest(run_dir, **data)
     folder = run_folder(run_dir) / "prepared"
     found = read_json(folder / "settings.json")
-    width, height = width or found.get("width", 128), height or found.get("height", 96)
-    fit = fit or found.get("fit", "scale")
-    if found != prepared_settings(run_dir, width, height, fit):
-        prepare(run_dir, width, height, fit)
+    if not found:
+        width, height = width or 96, height or 64
+        prepare(run_dir, width, height, fit or "scale")
         print(f"{shown(folder)} made, {width} × {height} pixels (notebook 02 explains it).")
+    elif found.get("source") != loading.source(run_dir):
+        loading.refuse(folder, "was made from another manifest or other files than there are now", "02")
+    for name, value in zip(CANVAS_KEYS, (width, height, fit), strict=True):
+        if found and value not in (None, found[name]):
+            loading.refuse(folder, f"was made with {name} {found[name]}, not {value}", "02")
     return read_index(run_dir)
 
 
@@ -328,61 +262,39 @@ def read_index(run_dir):
     return pd.read_csv(run_folder(run_dir) / "prepared" / "index.csv", dtype=text, keep_default_na=False)
 
 
-def usable(run_dir, split=None):
-    """Rows of the index that training and evaluation use.
-
-    Left out are pairs that could not be prepared and those with a finding of severity `error` in
-    `verification.csv`.
-    """
-    index = read_index(run_dir)
-    index = index[index.problem == ""]
-    findings = run_folder(run_dir) / "verification.csv"
-    if findings.exists():
-        table = pd.read_csv(findings, dtype=str, keep_default_na=False)
-        index = index[~index.image_id.isin(table.image_id[table.severity == "error"])]
-    if split is None:
-        return index
-    index = index[index.split == split]
-    if index.empty:
-        raise FetalsegError(f"no usable image is in the split '{split}': give more data or another seed.")
-    return index
-
-
 class PreparedDataset(Dataset):
-    """The prepared pairs of one split, as torch tensors.
+    """Prepared pairs as torch tensors: items are `(image, mask)`, float32 of shape (1, height, width), within [0, 1].
 
-    Parameters
-    ----------
-    run_dir : str or Path
-    split : {'train', 'valid', 'test'}
-    augmented : bool
-        Vary each pair at random. The variation follows from (seed, epoch, position), so that a repeated or
-        resumed epoch sees the same images.
-    seed : int
-    variation : dict, optional
-        How much, as `augment` takes it.
-
-    Notes
-    -----
-    Items are `(image, mask)`, float32 of shape (1, height, width), image in [0, 1], mask 0 or 1. The arrays
-    are memory-mapped: only what is used is read.
+    `pairs` are rows of `verification.usable_pairs` and say which pairs, in which order. `augmentation`, such as
+    `augment`, takes image, mask (uint8) and a random generator, and gives image and mask. The generator follows from
+    (seed, epoch, position), so that a repeated or resumed epoch sees the same images.
     """
 
-    def __init__(self, run_dir, split, augmented=False, seed=0, variation=None):
-        folder = run_folder(run_dir) / "prepared"
-        self.index = usable(run_dir, split).reset_index(drop=True)
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.masks = np.load(folder / "masks.npy", mmap_mode="r")
-        self.augmented, self.seed, self.epoch, self.variation = augmented, seed, 0, variation or {}
+    def __init__(self, run_dir, pairs, augmentation=None, seed=0):
+        self.folder = run_folder(run_dir) / "prepared"
+        self.pairs = pairs.reset_index(drop=True)
+        self.rows = self.pairs.row.to_numpy()
+        self.augmentation, self.seed, self.epoch = augmentation, seed, 0
+
+    # The files are mapped only while they are read: a map that stays open could not be replaced under Windows.
+    @property
+    def images(self):
+        """All prepared images, uint8 of shape (rows of the manifest, height, width)."""
+        return np.load(self.folder / "images.npy", mmap_mode="r")
+
+    @property
+    def masks(self):
+        """All prepared masks, values 0 and 1, as `images`."""
+        return np.load(self.folder / "masks.npy", mmap_mode="r")
 
     def __len__(self):
-        return len(self.index)
+        return len(self.rows)
 
     def __getitem__(self, position):
-        row = self.index.row.iloc[position]
-        image, mask = self.images[row], self.masks[row]
-        if self.augmented:
+        row = self.rows[position]
+        image, mask = np.array(self.images[row]), np.array(self.masks[row])
+        if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, position])
-            image, mask = augment(np.asarray(image), np.asarray(mask), rng, **self.variation)
-        image, mask = normalise(image), np.asarray(mask, dtype=np.float32)
-        return torch.from_numpy(image)[None], torch.from_numpy(mask)[None]  # (1, height, width) each
+            image, mask = self.augmentation(image, mask, rng)
+        mask = np.asarray(mask, dtype=np.float32)
+        return torch.from_numpy(normalise(image))[None], torch.from_numpy(mask)[None]  # (1, height, width) each

@@ -1,15 +1,29 @@
-"""The settings of a training, the loss, and the loop over batches."""
+"""Training: the settings, the loss, the loop over batches, checkpoints, and a trainer that can be stopped anywhere."""
 
-from dataclasses import dataclass, fields
+import copy
+import hashlib
+import time
+import zipfile
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, Subset
 
-from fetalseg_helpers import evaluation
-from fetalseg_helpers.workspace import bfloat16_pays
+from fetalseg_helpers import evaluation, loading, preprocessing, unet, verification, workspace
+from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, shown, spare_threads
+
+FORMAT = 3  # of checkpoints
+ARCHITECTURE = ("base_channels", "depth", "normalisation")
+HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
+# What belongs to the network of `checkpoint.pt` and goes when another takes its place.
+RESULTS = ["metrics.csv", "metrics.json", "model_card.md", "predictions", "robustness.csv", "leak.csv"]
+RESULTS += ["leak_paired.csv", "notebooks/06_evaluation.ipynb", "notebooks/08_beyond_dice.ipynb"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +34,7 @@ class Settings:
     depth: int = 4
     normalisation: str = "batch"  # 'none' or 'batch'
     epochs: int = 35
-    batch_size: int = 4
+    batch_size: int = 8
     learning_rate: float = 4e-3  # the highest of the one-cycle schedule, or the constant one
     schedule: str = "one-cycle"  # 'one-cycle' or 'constant'
     weight_decay: float = 1e-5
@@ -76,9 +90,10 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
 
     Parameters
     ----------
+    network : torch.nn.Module
     loader : torch DataLoader of (images, masks)
     loss_function : callable of (logits, truth)
-    scheduler : torch learning-rate scheduler, stepped once per batch
+    optimiser, scheduler : as `make_optimiser` and `make_scheduler`; the scheduler is stepped once per batch
     gradient_norm : float
     reduced : bool
         Compute in bfloat16 where it is safe.
@@ -92,6 +107,7 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
     device = next(network.parameters()).device
     total = torch.zeros((), device=device)  # read once at the end: reading it makes a GPU wait
     for images, masks in loader:
+        spare_threads()  # another process may keep a core busy
         images, masks = images.to(device), masks.to(device)  # (batch, 1, height, width)
         with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
             logits = network(images)
@@ -164,8 +180,7 @@ def train_briefly(network, dataset, rows, steps, settings):
     reduced = bfloat16_pays(next(network.parameters()).device)
     for epoch in range(epochs):
         dataset.epoch = epoch  # other variations in each
-        step = loss_function, optimiser, scheduler, settings.gradient_norm, reduced
-        train_one_epoch(network, loader, *step)
+        train_one_epoch(network, loader, loss_function, optimiser, scheduler, settings.gradient_norm, reduced)
     return network.eval()
 
 
@@ -177,24 +192,307 @@ def epoch_line(row, epochs):
     )
 
 
-def stable_epoch(history, tolerance=0.01):
-    """First epoch from which the validation Dice stays within `tolerance` of its best value.
+def weights_sha256(weights):
+    """SHA-256 over all tensors of a state dictionary, names and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
-    Parameters
-    ----------
-    history : pandas.DataFrame
-        With `epoch` and `valid_dice`.
-    tolerance : float
-        In Dice, 0 to 1.
+
+def save_checkpoint(path, state):
+    """Write a checkpoint with its format version and the checksum of its weights, whole or not at all."""
+    state = {"format": FORMAT} | state | {"sha256": weights_sha256(state["network"])}
+    with workspace.written_whole(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's own writer reports a full disk so
+            raise OSError(28, f"torch could not write: {str(error).splitlines()[0]}") from error
+
+
+def load_checkpoint(path):
+    """Read a checkpoint and make sure that it is whole.
 
     Returns
     -------
-    int or None
-        None if the last epoch is outside, or the history is empty.
+    dict
+        `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt` what a resumed
+        training needs.
+
+    Raises
+    ------
+    FetalsegError
+        If the file is missing, cannot be read, or is no whole checkpoint of this course.
     """
-    if len(history) == 0:
-        return None
-    far = history.valid_dice < history.valid_dice.max() - tolerance
-    later = history.epoch[far[::-1].cummax()[::-1]]
-    after = history.epoch[history.epoch > (later.max() if len(later) else -1)]
-    return int(after.iloc[0]) if len(after) else None
+    path = Path(path)
+    if not path.exists():
+        raise FetalsegError(f"{shown(path)} is not there: run notebook 05 first, or give the right checkpoint.")
+    try:
+        content = BytesIO(path.read_bytes())  # from the file itself, torch makes an OSError of damage
+        state = torch.load(content, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(content) as file:  # torch does not look at the checksums that it writes
+            whole = file.testzip() is None
+        whole = whole and state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
+    except OSError as error:
+        raise FetalsegError(f"{shown(path)} cannot be read ({error.strerror or error}): try again.") from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise MemoryError(f"not enough memory to read {shown(path)}") from error
+        raise FetalsegError(f"{shown(path)} is no checkpoint of this course, or it is damaged: train again.") from error
+    if not whole:
+        raise FetalsegError(f"{shown(path)} is damaged or of another version: train again.")
+    return state
+
+
+def load_weights(network, weights, path):
+    """Put the weights of a checkpoint into a network; FetalsegError, with its `path`, if they are of another."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FetalsegError(
+            f"{shown(path)} holds weights of another network: give the one, or the base_channels, depth and "
+            "normalisation, that it was trained with."
+        ) from error
+
+
+def load_network(path):
+    """The trained network of a checkpoint, ready to predict, and the checkpoint itself.
+
+    Raises
+    ------
+    FetalsegError
+        As `load_checkpoint`, and if the weights do not fit the U-Net that the settings describe.
+    """
+    state = load_checkpoint(path)
+    network = unet.make_network(*(state["settings"].get(name) for name in ARCHITECTURE))
+    load_weights(network, state["network"], path)
+    return network.eval(), state
+
+
+class Trainer:
+    """One training in a run folder: its data, network, optimiser and history. It may be stopped at any moment.
+
+    Parameters
+    ----------
+    run_dir : str or Path
+        With `prepared/` in it.
+    settings : Settings
+    network : torch.nn.Module, optional
+        Takes (batch, 1, height, width) and gives logits of that shape. By default the U-Net of the settings.
+    loss : callable, optional
+        Of (logits, truth). By default `combined_loss` with the weights of the settings.
+    train_epoch : callable
+        What shows every batch once, as `train_one_epoch`.
+    resume : bool
+        Go on from `last.pt` where there is one.
+    start : Path, optional
+        A checkpoint whose weights to begin with (fine-tuning), instead of random ones.
+
+    Raises
+    ------
+    FetalsegError
+        If a split is empty, the training split smaller than a batch, the canvas does not divide by 2^depth, `last.pt`
+        was made with other settings or data, or the weights of `start` are of another network.
+    """
+
+    def __init__(
+        self, run_dir, settings, network=None, loss=None, train_epoch=train_one_epoch, resume=False, start=None
+    ):
+        self.folder, self.settings = workspace.run_folder(run_dir), settings
+        self.device = workspace.choose_device()
+        self.canvas = preprocessing.read_canvas(run_dir)
+        unet.check_divisible(self.canvas["height"], self.canvas["width"], settings.depth)
+        augmentation = preprocessing.augment if settings.augmented else None
+        train_pairs, valid_pairs = (verification.usable_pairs(run_dir, split) for split in ("train", "valid"))
+        self.train_set = preprocessing.PreparedDataset(run_dir, train_pairs, augmentation, settings.seed)
+        self.valid_set = preprocessing.PreparedDataset(run_dir, valid_pairs)
+        self.check_batches()
+        workspace.seed_everything(settings.seed)
+        network = network or unet.make_network(*(getattr(settings, name) for name in ARCHITECTURE))
+        self.network = network.to(self.device)
+        self.loss_function = loss or self.usual_loss()
+        self.train_epoch = train_epoch
+        self.reduced = bfloat16_pays(self.device)
+        self.history = []
+        resume = resume and (self.folder / "last.pt").exists()
+        if start is not None and not resume:
+            load_weights(self.network, load_checkpoint(start)["network"], start)
+        self.first_weights = copy.deepcopy(self.network.state_dict())
+        self.go_back(resume)
+
+    def check_batches(self):
+        """Refuse a batch that the training images cannot fill, or that batch normalisation cannot use."""
+        images, size, depth = len(self.train_set), self.settings.batch_size, self.settings.depth
+        if size > images:
+            raise FetalsegError(f"batch_size {size} is more than the {images} training images: lower it.")
+        smallest = self.canvas["height"] * self.canvas["width"] // 4**depth  # pixels at the bottom of the U
+        if self.settings.normalisation == "batch" and smallest == 1 and 1 in (size, images % size):
+            raise FetalsegError(
+                f"batch normalisation cannot use a batch of one image that is a single pixel at depth {depth}: "
+                "choose another batch_size, or a smaller depth."
+            )
+
+    def usual_loss(self):
+        """`combined_loss` with the weights of the settings."""
+        weight = None
+        if self.settings.foreground_weighting:  # background pixels for each tumor pixel, over the training masks
+            share = np.mean([self.train_set.masks[row].mean() for row in self.train_set.rows])
+            weight = torch.tensor((1 - share) / share, dtype=torch.float32, device=self.device)
+        return partial(combined_loss, bce_weight=self.settings.bce_weight, positive_weight=weight)
+
+    def go_back(self, resume=False):
+        """Go back to the end of the last complete epoch, which `last.pt` holds, or to the beginning."""
+        self.trained = self.model()
+        self.optimiser = make_optimiser(self.network, self.settings)
+        batches = -(-len(self.train_set) // self.settings.batch_size)
+        self.scheduler = make_scheduler(self.optimiser, self.settings, self.settings.epochs * batches)
+        if not (self.history or resume):
+            self.network.load_state_dict(self.first_weights)
+            return
+        state = load_checkpoint(self.folder / "last.pt")
+        self.check_same(state)
+        load_weights(self.network, state["network"], self.folder / "last.pt")
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history = state["history"]
+
+    def check_same(self, state):
+        """Refuse the state of a training of other settings, data or processes."""
+        path, mine = shown(self.folder / "last.pt"), self.identity()
+        if "optimiser" not in state:
+            raise FetalsegError(f"{path} is a checkpoint.pt, which holds no optimiser to go on with: train anew.")
+        was = [f"{name} {state['settings'].get(name)}" for name, value in mine["settings"].items()
+               if state["settings"].get(name) != value]  # fmt: skip
+        if state.get("processes") != mine["processes"]:
+            was.append(f"{state.get('processes')} processes")
+        if any(state.get(name) != mine[name] for name in ("canvas", "images", "pixels")):
+            was.append("other data or at another size")
+        if was:
+            raise FetalsegError(f"{path} was made with {', '.join(was)}: give the same to resume, or train anew.")
+
+    def epochs(self):
+        """Run epoch after epoch, giving each row of the history, until the last one or until patience is out.
+
+        After an interruption it goes on, when called again, from the end of the last complete epoch.
+        """
+        with self.locked():
+            self.go_back()
+            if self.history:
+                self.write_history(self.history)  # a training that was killed may not have
+            while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
+                yield self.run_epoch()
+
+    def epochs_since_best(self):
+        """How many epochs have passed since the best validation Dice."""
+        scores = [row["valid_dice"] for row in self.history]
+        return len(scores) - 1 - int(np.argmax(scores)) if scores else 0
+
+    def run_epoch(self):
+        """Train and validate once, save; return the row of the history."""
+        epoch, started = len(self.history) + 1, time.perf_counter()
+        loader, norm = self.batches(epoch), self.settings.gradient_norm
+        rate = self.optimiser.param_groups[0]["lr"]
+        train_loss = self.train_epoch(
+            self.trained, loader, self.loss_function, self.optimiser, self.scheduler, norm, self.reduced
+        )
+        train_loss, valid_loss, valid_dice = self.checked(train_loss, len(loader.sampler))
+        if not np.isfinite([train_loss, valid_loss]).all():
+            raise FetalsegError(
+                f"the loss is no longer finite in epoch {epoch}: lower learning_rate; the checkpoints of the epochs "
+                "before stay."
+            )
+        row = (epoch, train_loss, valid_loss, valid_dice, rate, time.perf_counter() - started)
+        row = dict(zip(HISTORY_COLUMNS, row, strict=True))
+        self.save(row)
+        self.history.append(row)
+        return row
+
+    def save(self, row):
+        """Write `last.pt`, `checkpoint.pt` if this epoch is the best so far, and `history.csv`."""
+        state = self.identity() | {"epoch": row["epoch"], "valid_dice": row["valid_dice"]}
+        state["network"] = self.network.state_dict()
+        if not self.history:  # what an older training left must not go on from here
+            workspace.remove(self.folder / "last.pt")
+        if row["valid_dice"] > max((earlier["valid_dice"] for earlier in self.history), default=-1.0):
+            for name in RESULTS:
+                workspace.remove(self.folder / name)
+            save_checkpoint(self.folder / "checkpoint.pt", state)
+        state["history"] = [*self.history, row]
+        state["optimiser"], state["scheduler"] = self.optimiser.state_dict(), self.scheduler.state_dict()
+        save_checkpoint(self.folder / "last.pt", state)
+        self.write_history(state["history"])
+
+    def write_history(self, rows):
+        """Write `history.csv`."""
+        workspace.write_table(self.folder / "history.csv", pd.DataFrame(rows, columns=HISTORY_COLUMNS))
+
+    # What several processes do otherwise: running/processes.py
+
+    def model(self):
+        """What is trained: the network itself."""
+        return self.network
+
+    def identity(self):
+        """What a checkpoint belongs to: settings, canvas, number of processes, and images by name and content."""
+        return {"settings": asdict(self.settings), "canvas": self.canvas, "processes": 1} | learnt_from(self.folder)
+
+    def batches(self, epoch):
+        """The batches of an epoch: every image once, order and variations known from seed and epoch."""
+        self.train_set.epoch = epoch
+        order = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
+        sampler = RandomSampler(self.train_set, generator=order)
+        return DataLoader(self.train_set, self.settings.batch_size, sampler=sampler)
+
+    def checked(self, train_loss, images):
+        """Training loss over `images` images, and loss and Dice of the validation, over all processes."""
+        return train_loss, *self.validated(self.valid_set)
+
+    def validated(self, dataset):
+        """Mean loss and mean Dice over a data set."""
+        return validate(self.network, dataset, self.loss_function, self.settings.batch_size, self.reduced)
+
+    def locked(self):
+        """The lock of the run folder, as a context manager."""
+        return workspace.locked(self.folder)
+
+
+def learnt_from(run_dir):
+    """What a network learns from: names of the images of training and validation, contents of the arrays."""
+    images = [list(verification.usable_pairs(run_dir, split).image_id) for split in ("train", "valid")]
+    return {"images": images, "pixels": preprocessing.fingerprint_arrays(run_dir)}
+
+
+def train(trainer, report=print):
+    """Train without a notebook, a line per epoch; returns the history as a table."""
+    for row in trainer.epochs():
+        report(epoch_line(row, trainer.settings.epochs))
+    return pd.DataFrame(trainer.history, columns=HISTORY_COLUMNS)
+
+
+def ensure_checkpoint(run_dir, settings=None):
+    """The network of `checkpoint.pt`; trained first where there is none, and said so.
+
+    Returns
+    -------
+    (torch.nn.Module, dict)
+        As `load_network`.
+
+    Raises
+    ------
+    FetalsegError
+        If it was trained on other images, or at another size, than `prepared/` holds. It is never replaced here.
+    """
+    path = workspace.run_folder(run_dir) / "checkpoint.pt"
+    if not path.exists():
+        settings = settings or Settings()
+        print(f"{shown(path)} is being trained for {settings.epochs} epochs (notebook 05 explains it).")
+        train(Trainer(run_dir, settings))
+    network, state = load_network(path)
+    canvas = preprocessing.read_canvas(run_dir)
+    if state["canvas"] != canvas:
+        sizes = [f"{each['width']} × {each['height']} ({each['fit']})" for each in (state["canvas"], canvas)]
+        loading.refuse(path, f"was trained at {sizes[0]}, and prepared/ is {sizes[1]}", "05")
+    if any(state[name] != value for name, value in learnt_from(run_dir).items()):
+        loading.refuse(path, "was trained on other images, outlines or another split than prepared/ holds", "05")
+    return network, state

@@ -3,19 +3,13 @@
 import torch
 from torch import nn
 
-from fetalseg_helpers.workspace import FetalsegError, choose_device
+from fetalseg_helpers.workspace import FetalsegError, choose_device, memory_format
 
 NORMALISATIONS = {"none": lambda channels: nn.Identity(), "batch": nn.BatchNorm2d}
 
 
 class ConvBlock(nn.Module):
-    """Two 3 × 3 convolutions, each followed by an optional normalisation and a ReLU; height and width stay.
-
-    Parameters
-    ----------
-    in_channels, out_channels : int
-    normalisation : {'none', 'batch'}
-    """
+    """Two 3 × 3 convolutions, each with a normalisation ('none' or 'batch') and a ReLU; height and width stay."""
 
     def __init__(self, in_channels, out_channels, normalisation="none"):
         super().__init__()
@@ -62,17 +56,9 @@ class Up(nn.Module):
 class UNet(nn.Module):
     """Grey image in, one logit per pixel out; `probability_map` gives P(tumor).
 
-    The paper's convolutions are unpadded, so its maps shrink; here they are padded and the output has the
-    size of the input. With 64 channels, depth 4 and no normalisation it has 31,030,593 parameters.
-
-    Parameters
-    ----------
-    base_channels : int
-        Channels after the first block; each level down doubles them.
-    depth : int
-        Number of times the image is halved.
-    normalisation : {'none', 'batch'}
-        The paper uses none; batch normalisation trains faster.
+    The paper's convolutions are unpadded, so its maps shrink; here they are padded, and the output has the size of the
+    input. `base_channels` doubles with each of the `depth` levels. The paper uses no normalisation, and has 31,030,593
+    parameters with 64 channels and depth 4; batch normalisation trains faster.
     """
 
     def __init__(self, base_channels=64, depth=4, normalisation="none"):
@@ -95,23 +81,18 @@ class UNet(nn.Module):
         return self.last(x)  # (batch, 1, height, width), logits
 
     def probability_map(self, x):
+        """P(tumor) of each pixel."""
         return torch.sigmoid(self(x))  # (batch, 1, height, width), 0 to 1
 
 
-def make_network(base_channels, depth, normalisation, device=None):
-    """A U-Net on a device, its weights in the channels-last layout that convolutions like best."""
-    network = UNet(base_channels, depth, normalisation)
-    return network.to(device or choose_device(), memory_format=torch.channels_last)
+def make_network(base_channels, depth, normalisation):
+    """A U-Net on the fastest device at hand, its weights in the layout that convolutions like best there."""
+    device = choose_device()
+    return UNet(base_channels, depth, normalisation).to(device, memory_format=memory_format(device))
 
 
 def nearest_divisible(size, depth):
-    """The two multiples of 2^depth around a size in pixels; both are `size` itself if it divides.
-
-    Examples
-    --------
-    >>> nearest_divisible(540, 4)
-    (528, 544)
-    """
+    """The two multiples of 2^depth around a size in pixels, (528, 544) for 540 and 4; twice `size` if it divides."""
     step = 2**depth
     return size // step * step, -(-size // step) * step
 
@@ -119,43 +100,12 @@ def nearest_divisible(size, depth):
 def check_divisible(height, width, depth):
     """Raise FetalsegError unless both sizes can be halved `depth` times, so that every skip fits."""
     widths, heights = nearest_divisible(width, depth), nearest_divisible(height, depth)
-    if widths[0] != width or heights[0] != height:
-        nearest = [f"{w} × {h}" for w, h in zip(widths, heights, strict=True) if w and h]
-        remedy = f"use {' or '.join(nearest)}, or another depth"
-        raise FetalsegError(f"{width} × {height} does not divide by 2^{depth} = {2**depth}: {remedy}.")
+    if (width, height) != (widths[0], heights[0]):
+        nearest = " or ".join(f"{w} × {h}" for w, h in zip(widths, heights, strict=True) if w and h)
+        divisor = f"2^{depth} = {2**depth}"
+        raise FetalsegError(f"{width} × {height} does not divide by {divisor}: use {nearest}, or another depth.")
 
 
 def count_parameters(network):
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
-def trace_shapes(network, height, width):
-    """Shape after every step, recorded by hooks while a black image passes through the network.
-
-    Returns
-    -------
-    list of (str, tuple)
-        Name of the module and shape (channels, height, width) of what leaves it, in the order of the pass.
-    """
-    shapes, hooks = [], []
-    steps = [("first", network.first)]
-    steps += [(f"downs.{number}", module) for number, module in enumerate(network.downs)]
-    steps += [(f"ups.{number}", module) for number, module in enumerate(network.ups)]
-    steps.append(("last", network.last))
-    for name, module in steps:
-        hooks.append(
-            module.register_forward_hook(
-                lambda _, __, output, name=name: shapes.append((name, tuple(output.shape[1:])))
-            )
-        )
-    was_training = network.training
-    try:
-        network.eval()
-        with torch.no_grad():
-            network(torch.zeros(1, 1, height, width, device=next(network.parameters()).device))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return shapes

@@ -1,75 +1,39 @@
-"""Project root, run folder, device, seeds, versions, and files that are either whole or absent."""
+"""Project root, run folder and its lock, device, seeds, versions, and files that are either whole or absent."""
 
+import errno
 import json
 import os
 import platform
 import random
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
+try:
+    import cv2
+except ImportError as error:
+    raise ImportError(f"OpenCV cannot be imported ({error}): pip install opencv-python-headless") from None
+import joblib
 import numpy as np
+import psutil
+from filelock import FileLock, Timeout
+
+import fetalseg_helpers
 
 CANVAS_KEYS = ("width", "height", "fit")  # what decides the size that the network sees
-PACKAGES = ("torch", "numpy", "opencv-python", "matplotlib", "pandas")
-
-
-class Rule(NamedTuple):
-    """What a notebook's parameter may be."""
-
-    kind: type
-    low: float | None = None
-    high: float | None = None
-    choices: tuple = ()
-
-
-PARAMETERS = {
-    "run_dir": Rule(str),
-    "data": Rule(str),
-    "seed": Rule(int, 0, 2**31 - 1),
-    "phantoms": Rule(int, 12, 100_000),
-    "split_by": Rule(str, choices=("examination", "image", "folder")),
-    "width": Rule(int, 16, 4096),
-    "height": Rule(int, 16, 4096),
-    "fit": Rule(str, choices=("scale", "pad")),
-    "border": Rule(float, 0, 0.5),
-    "base_channels": Rule(int, 1, 256),
-    "depth": Rule(int, 1, 7),
-    "normalisation": Rule(str, choices=("none", "batch")),
-    "overfit_steps": Rule(int, 1, 10_000),
-    "epochs": Rule(int, 1, 10_000),
-    "batch_size": Rule(int, 1, 1024),
-    "learning_rate": Rule(float, 1e-8, 1),
-    "schedule": Rule(str, choices=("one-cycle", "constant")),
-    "weight_decay": Rule(float, 0, 1),
-    "gradient_norm": Rule(float, 1e-6, 1e6),
-    "bce_weight": Rule(float, 0, 100),
-    "foreground_weighting": Rule(bool),
-    "augmented": Rule(bool),
-    "patience": Rule(int, 1, 10_000),
-    "resume": Rule(bool),
-    "trial_steps": Rule(int, 1, 10_000),
-    "threshold": Rule(float, 0, 0.99),
-    "region": Rule(str, choices=("chosen", "every", "largest", "filled", "ellipse")),
-    "flip": Rule(bool),
-    "tolerance": Rule(float, 0, 1000),
-    "pixel_sizes": Rule(str),
-    "draws": Rule(int, 100, 100_000),
-    "near": Rule(float, 1, 1000),
-    "worsened": Rule(int, 1, 10_000),
-    "leak_steps": Rule(int, 1, 1_000_000),
-    "repeats": Rule(int, 1, 100),
-    "real_data": Rule(str),
-    "shots": Rule(int, 1, 10_000),
-}
+UNFINISHED = ".unfinished-"  # how the name of a file or folder begins that is not whole yet
+LOCKED = "FETALSEG_LOCKED"  # environment variable: run folders that a parent process has locked for its children
 
 
 class FetalsegError(ValueError):
     """Something the user can mend: one sentence that names the file or value and the remedy."""
+
+    def _render_traceback_(self):
+        """What Jupyter shows: the sentence, without the way there."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 def project_root():
@@ -84,14 +48,15 @@ def run_folder(run_dir):
     Parameters
     ----------
     run_dir : str or Path
-        Absolute, or relative to the project root, so that a notebook finds the same folder from anywhere.
+        Absolute, with `~` for the home folder, or relative to the project root, so that a notebook finds the same
+        folder from anywhere.
 
     Raises
     ------
     FetalsegError
         If the path is a file or cannot be made.
     """
-    folder = project_root() / run_dir
+    folder = project_root() / Path(run_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,26 +73,44 @@ def shown(path):
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def check_parameters(**values):
-    """Make sure that a notebook's parameters have the type and the range that they need.
+@contextmanager
+def locked(folder):
+    """Keep every other process from making something in a run folder while the block runs; gives the folder.
 
-    Raises
-    ------
-    FetalsegError
-        Names the first parameter that is wrong, its value, and what it may be.
+    Who has the lock may take it again, and so may the processes that it starts. The system lets go of it when a process
+    is killed; what that one left unfinished is removed by the next. If another process has it, a FetalsegError says so.
     """
-    for name, value in values.items():
-        kind, low, high, choices = PARAMETERS[name]
-        right = type(value) is kind or (kind is float and type(value) is int)
-        if not right:
-            wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-            raise FetalsegError(f"{name} is {value!r} of type {type(value).__name__}, but must be {wanted}.")
-        if choices and value not in choices:
-            raise FetalsegError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
-        if low is not None and not low <= value <= high:
-            raise FetalsegError(f"{name} is {value!r}, but must lie between {low} and {high}.")
-        if kind is str and not value.strip():
-            raise FetalsegError(f"{name} is empty, but must name something.")
+    folder = run_folder(folder)
+    name = str(folder.resolve())  # one folder may be written in several ways
+    held = os.environ.get(LOCKED, "").split("\n")  # a name may have any other character
+    if name in held:
+        yield folder
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FetalsegError(
+            f"{shown(folder)} is being used by another run or notebook: wait for it, or choose another run_dir."
+        ) from None
+    try:
+        os.environ[LOCKED] = "\n".join([*held, name])
+        for leftover in folder.rglob(f"{UNFINISHED}*"):
+            remove(leftover)
+        yield folder
+    finally:
+        held = os.environ[LOCKED].split("\n")  # others may have come and gone meanwhile
+        os.environ[LOCKED] = "\n".join(other for other in held if other != name)
+        lock.release()
+
+
+def remove(path):
+    """Delete a file, a folder with all that is in it, or nothing."""
+    path = Path(path)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def self_check(promises, hopes=()):
@@ -152,27 +135,16 @@ def self_check(promises, hopes=()):
 
 
 @contextmanager
-def written_whole(path, free=0):
+def written_whole(path):
     """Give a temporary file to write; move it to `path` only when the block ends well.
 
-    Parameters
-    ----------
-    path : Path
-        The final name. Its folder is made.
-    free : int
-        Bytes that must be free on the disk before anything is written.
-
-    Raises
-    ------
-    FetalsegError
-        If the disk is full or the folder refuses the file. Nothing of that name appears or changes.
+    A disk that is full or a folder that refuses the file is a FetalsegError with the system's reason; then nothing of
+    that name appears or changes. Errors of other files that the block meets pass through as they are.
     """
-    path = Path(path)
-    temporary = None
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        check_free_space(path.parent, free)
-        handle, temporary = tempfile.mkstemp(prefix=".unfinished-", suffix=path.suffix, dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
         os.chmod(temporary, 0o644)
         os.close(handle)
         yield Path(temporary)
@@ -180,21 +152,43 @@ def written_whole(path, free=0):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FetalsegError(
-            f"{path} could not be written ({reason}): free some space there or choose another folder; "
-            "everything written before is still there."
-        ) from error
+        about = {str(name) for name in (error.filename, error.filename2) if name is not None}
+        if about and not about & {temporary, str(path), str(path.parent)}:
+            raise
+        raise FetalsegError(f"{path} could not be written ({error.strerror or error}): {remedy(error)}.") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            remove(temporary)
 
 
-def check_free_space(folder, needed):
-    """Raise OSError when fewer than `needed` bytes are free where `folder` lies."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(28, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+@contextmanager
+def folder_whole(path):
+    """As `written_whole`, for a folder: the old one is there, whole, until the new one takes its place."""
+    path = Path(path)
+    new, old = (path.with_name(f"{UNFINISHED}{age}-{path.name}") for age in ("new", "old"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        remove(new)
+        new.mkdir()
+        yield new
+        path.rename(old)  # Windows refuses this while somebody has one of its files open
+        new.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise FetalsegError(f"{path} could not be written ({error.strerror or error}): {remedy(error)}.") from error
+    finally:
+        remove(new)
+        remove(old)
+
+
+def remedy(error):
+    """What helps against an OSError of writing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space there or choose another folder; everything written before is still there"
+    if isinstance(error, PermissionError):
+        return "close what has it open, such as another notebook, or choose a folder that you may write to"
+    return "choose another folder"
 
 
 def write_text(path, text):
@@ -223,16 +217,55 @@ def write_table(path, table):
 
 
 def write_png(path, image):
-    """Write an 8-bit grey image of shape (height, width) to `path`, whole or not at all.
-
-    Encoded in memory first: OpenCV itself cannot write to every Windows path and reports no reason.
-    """
+    """Write an 8-bit grey image of shape (height, width) to `path`, whole or not at all."""
     try:
-        _, buffer = cv2.imencode(".png", image)
+        _, buffer = cv2.imencode(".png", image)  # OpenCV cannot write to every Windows path, and gives no reason
     except cv2.error as error:
         raise FetalsegError(f"{path} could not be encoded as PNG: its shape is {image.shape}.") from error
     with written_whole(path) as temporary:
         temporary.write_bytes(buffer.tobytes())
+
+
+def usable_cores():
+    """Processor cores that this process may use: those of its affinity and of its container's limit."""
+    return joblib.cpu_count()
+
+
+def own_cores():
+    """Numbers of the cores on which this process may run, as far as the system tells."""
+    process = psutil.Process()
+    return process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count())
+
+
+def cpu_seconds():
+    """Seconds that have passed, that all processes have computed on these cores, and that this one has."""
+    every, busy = psutil.cpu_times(percpu=True), 0.0
+    for times in (every[core] for core in own_cores()):
+        busy += sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+    return np.array([time.perf_counter(), busy, time.process_time()])
+
+
+THREADS = {"seen": cpu_seconds(), "given": None, "allowed": None}  # at the last look of `spare_threads`
+
+
+def spare_threads():
+    """Let torch use as many threads as other processes leave cores free; call it once a batch.
+
+    The threads of one step wait for each other. Where another process keeps one of their cores busy, all wait for the
+    one that has to queue, and a step takes up to thirty times as long; with a thread less, it takes half as long
+    again. Looks at most twice a second, and never gives more threads than torch was given from outside.
+    """
+    import torch
+
+    if torch.get_num_threads() != THREADS["given"]:  # the first time, or somebody has chosen another number since
+        THREADS["allowed"] = min(torch.get_num_threads(), usable_cores())
+    elif time.perf_counter() - THREADS["seen"][0] < 0.5:
+        return
+    passed, busy, own = cpu_seconds() - THREADS["seen"]
+    free = len(own_cores()) - (busy - own) / max(passed, 0.1)
+    THREADS["given"] = max(1, min(THREADS["allowed"], int(free + 0.4)))
+    THREADS["seen"] = cpu_seconds()
+    torch.set_num_threads(THREADS["given"])
 
 
 def choose_device():
@@ -243,6 +276,16 @@ def choose_device():
         return torch.device("cuda")
     alone = not torch.distributed.is_initialized()
     return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
+
+
+def memory_format(device):
+    """The layout of weights that convolutions like best: channels-last, but not on Apple's MPS.
+
+    There the gradients of batch normalisation in that layout are wrong in torch 2.13 (pytorch issue 175189).
+    """
+    import torch
+
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
 def bfloat16_pays(device):
@@ -265,6 +308,21 @@ def seed_everything(seed):
 
 
 def versions():
-    """One line with the versions that a result depends on."""
-    parts = [f"Python {platform.python_version()}"] + [f"{name} {version(name)}" for name in PACKAGES]
-    return ", ".join(parts)
+    """One line with the course's version and folder, and the versions that a result depends on.
+
+    Raises
+    ------
+    FetalsegError
+        If the notebook lies in another copy of the course than the package that it has imported.
+    """
+    root, here, home = project_root(), Path.cwd(), Path.home()
+    for folder in (here, *here.parents):
+        if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
+            raise FetalsegError(
+                f"this notebook lies in {folder}, but the package that it has imported in {root}: run "
+                f"`pip install -e .` in {folder}, restart the kernel, or open the notebooks of the other folder."
+            )
+    place = f"~/{root.relative_to(home).as_posix()}" if root.is_relative_to(home) else str(root)
+    packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "pandas")]
+    course = f"fetalseg {fetalseg_helpers.__version__} in {place}"
+    return ", ".join([course, f"Python {platform.python_version()}", *packages, f"OpenCV {cv2.__version__}"])

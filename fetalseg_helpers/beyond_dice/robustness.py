@@ -1,23 +1,15 @@
 """What breaks first: images made worse in seven ways, each at five strengths."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import namedtuple
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from fetalseg_helpers import evaluation, preprocessing
+from fetalseg_helpers.workspace import cv2
 
 DYNAMIC_RANGE = 60  # dB from black to white, a usual setting: so a change of the gain becomes one of the grey levels
-
-
-class Corruption(NamedTuple):
-    """A way to make a frame worse: `change(image, mask, strength, rng)` gives both, altered."""
-
-    unit: str
-    strengths: tuple
-    change: Callable
+Corruption = namedtuple("Corruption", "unit strengths change")  # change(image, mask, strength, rng) gives both, altered
 
 
 def lower_gain(image, mask, decibels, rng):
@@ -84,12 +76,7 @@ def corrupt(name, image, mask, strength, seed=0):
 def robustness_table(predict, pairs):
     """Dice on images made worse in every way of `CORRUPTIONS`, at every strength.
 
-    Parameters
-    ----------
-    predict : callable
-        Makes the mask of an image.
-    pairs : pandas.DataFrame
-        Rows of the manifest.
+    `predict` and `pairs` are those of `evaluation.score_pairs`.
 
     Returns
     -------
@@ -107,5 +94,5 @@ def robustness_table(predict, pairs):
                 worse, left = corrupt(name, image, mask, strength, seed=number)
                 if left.any():
                     scores.setdefault((name, strength), []).append(evaluation.dice_score(predict(worse), left))
-    rows = [(*key, np.mean(dice), int(np.sum(np.less(dice, 0.5)))) for key, dice in scores.items()]
+    rows = [(*way, np.mean(dice), int(np.sum(np.less(dice, 0.5)))) for way, dice in scores.items()]
     return pd.DataFrame(rows, columns=["corruption", "strength", "dice", "lost"])

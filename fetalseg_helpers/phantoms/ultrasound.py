@@ -6,36 +6,25 @@ IEEE Trans. Sonics Ultrason. 25:1-6; Szabo 2014, Diagnostic Ultrasound Imaging, 
 of the frame where nothing else is said, levels decibels of amplitude.
 """
 
-from dataclasses import dataclass
+from collections import namedtuple
 
-import cv2
 import numpy as np
 from scipy.signal import lfilter
+
+from fetalseg_helpers.workspace import cv2
 
 WIDTH, HEIGHT = 800, 540  # px, of nearly every frame in the data set
 SAMPLES, BEAMS = 512, 288  # of the polar grid: about 1.2 px along and 2.5 px across the beams
 SOUND_SPEED = 1.54  # mm/µs in soft tissue, which scanners take for everything
 
 
-@dataclass(frozen=True)
-class Sector:
-    """What a curved probe sees: `apex_x`, `apex_y`, `radius` of its surface, `depth` (px), `half_angle` (radians)."""
-
-    apex_x: float
-    apex_y: float
-    radius: float
-    depth: float
-    half_angle: float
-
-
-def sample_depths(sector):
-    """Depth of each sample below the probe, px; float32, shape (samples, 1)."""
-    return (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(sector.depth / SAMPLES)
+class Sector(namedtuple("Sector", ["apex_x", "apex_y", "radius", "depth", "half_angle"])):
+    """What a curved probe sees: apex, radius of the probe's surface, depth below it (px), half angle (radians)."""
 
 
 def polar_grid(sector):
     """Where the samples lie: depth (samples, 1), angle (1, beams), x and y (samples, beams); float32, px, radians."""
-    depth = sample_depths(sector)
+    depth = (np.arange(SAMPLES, dtype=np.float32)[:, None] + 0.5) * np.float32(sector.depth / SAMPLES)
     angle = (np.arange(BEAMS, dtype=np.float32)[None] + 0.5) * np.float32(2 / BEAMS) - 1
     angle = angle * np.float32(sector.half_angle)
     x = np.float32(sector.apex_x) + (sector.radius + depth) * np.sin(angle)
@@ -59,32 +48,17 @@ def loss_per_pixel(attenuation, frequency, pixel_size):
     return 2 * attenuation * frequency * pixel_size / 10
 
 
-def pulse_sigma(frequency, cycles, pixel_size):
-    """Length of the pulse in the picture as a Gaussian's standard deviation, px: half of `cycles` wavelengths wide."""
-    return cycles * SOUND_SPEED / frequency / 2 / 2.355 / pixel_size
-
-
-def beam_sigma(frequency, f_number, pixel_size):
-    """Width of the beam at its focus as a Gaussian's standard deviation, px: wavelength times f-number wide."""
-    return f_number * SOUND_SPEED / frequency / 2.355 / pixel_size
+def gaussian_sigma(wavelengths, frequency, pixel_size):
+    """Standard deviation, px, of a Gaussian that is so many wavelengths wide at half its height; MHz, pixels in mm."""
+    return wavelengths * SOUND_SPEED / frequency / 2.355 / pixel_size
 
 
 def point_spread(field, axial_sigma, lateral_sigma):
-    """Blur a complex field as the pulse does along, and the beam across, the direction of sound.
+    """Blur a field as the pulse does along, and the beam across, the direction of sound; complex64 (samples, beams).
 
-    Parameters
-    ----------
-    field : complex64 array, shape (samples, beams)
-    axial_sigma : float
-        Standard deviation of the Gaussian pulse, in samples.
-    lateral_sigma : float or array, shape (samples,)
-        Standard deviation of the Gaussian beam at each depth, in beams.
-
-    Returns
-    -------
-    complex64 array, shape (samples, beams)
-        Both kernels have energy 1, so independent scatterers keep their mean power; only within a kernel of the
-        grid's edge, where the field is mirrored, do they gain up to 3 dB.
+    `axial_sigma` is the standard deviation of the Gaussian pulse in samples, `lateral_sigma` that of the beam in beams,
+    one for all depths or of shape (samples,). Both kernels have energy 1, so independent scatterers keep their mean
+    power; only within a kernel of the grid's edge, where the field is mirrored, do they gain up to 3 dB.
     """
     field = np.asarray(field, np.complex64)
     lateral_sigma = np.broadcast_to(np.float32(lateral_sigma), len(field))[:, None]
@@ -95,27 +69,19 @@ def point_spread(field, axial_sigma, lateral_sigma):
     blurred = sum(kernels[:, k, None] * padded[:, k : k + field.shape[1]] for k in range(2 * reach + 1))
     pulse = cv2.getGaussianKernel(2 * int(np.ceil(3 * axial_sigma)) + 1, axial_sigma)
     pulse /= np.sqrt((pulse**2).sum())
-    parts = np.ascontiguousarray(blurred).view(np.float32).reshape(*field.shape, 2)
+    parts = np.ascontiguousarray(blurred).view(np.float32).reshape(*field.shape, 2)  # real and imaginary
     return cv2.sepFilter2D(parts, -1, np.ones(1), pulse).view(np.complex64)[..., 0]
 
 
 def level_along_beam(loss, sector, time_gain):
-    """Level (dB) at which each sample is heard: time-gain minus loss, both summed from the probe to it.
+    """Level at which each sample is heard, dB: time-gain minus loss, both summed from the probe to it; float32.
 
-    Parameters
-    ----------
-    loss : array, shape (samples, beams)
-        There and back, dB/px.
-    sector : Sector
-    time_gain : float
-        By how much the scanner amplifies what comes from deeper, dB/px.
-
-    Returns
-    -------
-    float32 array, shape (samples, beams)
+    `loss`, there and back, has the shape (samples, beams), as has what is returned. It is in dB/px, as is `time_gain`,
+    by which the scanner amplifies what comes from deeper.
     """
+    depth, *_ = polar_grid(sector)
     summed = (np.cumsum(loss, axis=0, dtype=np.float32) - loss / 2) * np.float32(sector.depth / SAMPLES)
-    return np.float32(time_gain) * sample_depths(sector) - summed
+    return np.float32(time_gain) * depth - summed
 
 
 def reverberate(power, length):

@@ -3,6 +3,7 @@
 import inspect
 import io
 import os
+from contextlib import closing
 
 import ipywidgets
 from IPython.display import display
@@ -47,36 +48,6 @@ def explore(draw, **controls):
     return ipywidgets.VBox([*chosen.values(), picture])
 
 
-def sortable(table, by, digits=3):
-    """A table with a choice of the column that sorts it, and of the direction.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-    by : str
-        The column that sorts it at first, rising.
-    digits : int
-        After the decimal point.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        The controls above the table.
-    """
-    column = ipywidgets.Dropdown(options=list(table.columns), value=by, description="sort by")
-    falling = ipywidgets.Checkbox(value=False, description="falling", indent=False)
-    shown = ipywidgets.HTML(layout=ipywidgets.Layout(max_height="320px", overflow="auto"))
-
-    def redraw(_=None):
-        rows = table.sort_values(column.value, ascending=not falling.value)
-        shown.value = rows.to_html(index=False, float_format=f"%.{digits}f", border=0)
-
-    for control in (column, falling):
-        control.observe(redraw, names="value")
-    redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([column, falling]), shown])
-
-
 def somebody_watches():
     """True in a kernel that JupyterLab or Jupyter Notebook started, False under papermill and nbval."""
     return "JPY_SESSION_NAME" in os.environ
@@ -87,8 +58,8 @@ def watch(rows, total, draw, line, earlier=()):
 
     Parameters
     ----------
-    rows : iterable of dict
-        One row of the history at a time.
+    rows : generator of dict
+        One row of the history at a time; closed at the end, so that a training that is interrupted lets go.
     total : int
         Number of epochs asked for.
     draw : callable
@@ -103,9 +74,10 @@ def watch(rows, total, draw, line, earlier=()):
     list of dict
         All rows.
     """
-    seen, curve, rows = list(earlier), None, iter(rows)
+    seen = list(earlier)
+    curve = None
     live = somebody_watches()
-    try:
+    with closing(rows):
         for row in tqdm(rows, total=total, initial=len(seen), desc="epochs", disable=not live):
             seen.append(row)
             if not live:
@@ -114,7 +86,4 @@ def watch(rows, total, draw, line, earlier=()):
                 curve = display(draw(seen), display_id=True)
             else:
                 curve.update(draw(seen))
-    finally:
-        if hasattr(rows, "close"):
-            rows.close()  # a training that is interrupted while the curve is drawn lets go of its folder
     return seen

@@ -1,0 +1,56 @@
+"""Predictions without a network: what every network has to beat before it may say that it has learnt something."""
+
+import numpy as np
+
+from fetalseg_helpers.ellipses import Ellipse, border_ellipse, draw_ellipse
+from fetalseg_helpers.evaluation import filled_component
+from fetalseg_helpers.preprocessing import from_canvas
+from fetalseg_helpers.workspace import cv2
+
+
+def mean_ellipse(masks):
+    """The ellipse at the mean place, with the mean axes and the mean angle, of masks (images, height, width).
+
+    Angles are averaged as directions, so that 179° and 1° give 0°.
+    """
+    found = [border_ellipse(np.asarray(mask)) for mask in masks]
+    x, y, first, second, angle = np.array([ellipse for ellipse in found if ellipse is not None]).T
+    doubled = 2 * np.radians(np.where(first >= second, angle, angle + 90))  # an axis has no head and no tail
+    direction = np.arctan2(np.sin(doubled).mean(), np.cos(doubled).mean()) / 2
+    long = np.maximum(first, second).mean()
+    short = np.minimum(first, second).mean()
+    return Ellipse(x.mean(), y.mean(), long, short, float(np.degrees(direction)))
+
+
+def otsu(image):
+    """The mask of the largest bright region after Otsu's threshold (1979), opened, closed and filled."""
+    across = max(image.shape)
+    small = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across // 50 | 1, across // 50 | 1))
+    large = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across // 16 | 1, across // 16 | 1))
+    smooth = cv2.GaussianBlur(image, (0, 0), across / 200)
+    _, mask = cv2.threshold(smooth, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, small)
+    return filled_component(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, large))
+
+
+def make_baselines(masks, canvas):
+    """Functions that make the mask of an image, uint8 (height, width) both, by name.
+
+    Parameters
+    ----------
+    masks : array of uint8 {0, 1}, shape (images, height, width)
+        Of the training images, on the canvas.
+    canvas : dict
+        `width`, `height` and `fit`.
+    """
+    ellipse = draw_ellipse(mean_ellipse(masks), canvas["width"], canvas["height"])
+
+    def always(small):
+        return lambda image: np.uint8(from_canvas(small, *image.shape[::-1], canvas["fit"]) >= 0.5)
+
+    return {
+        "all background": np.zeros_like,
+        "mean mask of the training set": always(masks.mean(axis=0, dtype=np.float32)),
+        "ellipse at the mean place": always(ellipse.astype(np.float32)),
+        "Otsu and morphology": otsu,
+    }

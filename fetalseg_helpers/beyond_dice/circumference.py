@@ -1,0 +1,107 @@
+"""The head circumference, for which these outlines were drawn: an ellipse, a pixel size, millimetres."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fetalseg_helpers import loading
+from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, border_ellipse, ellipse_perimeter
+from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder
+
+HC18_COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")  # of training_set_pixel_size_and_HC.csv
+
+
+def head_circumference(mask):
+    """Circumference in px of the head that a mask, uint8 {0, 1} of shape (height, width), covers.
+
+    These masks hold the drawn line; the ellipse that was measured runs along its middle, so that the mask's border lies
+    outside of it by half the line's width. An empty mask, and one to which no ellipse can be fitted, have 0.
+    """
+    ellipse = border_ellipse(mask)
+    if ellipse is None:
+        return 0.0
+    return ellipse_perimeter(max(ellipse.a - LINE_HALF_WIDTH, 0.5), max(ellipse.b - LINE_HALF_WIDTH, 0.5))
+
+
+def read_pixel_sizes(path):
+    """The pixel size of each image and its circumference, both in mm: `pixel_mm, head_circumference_mm` by `image_id`.
+
+    The CSV has the columns `image_id, pixel_mm[, head_circumference_mm]`, or those of HC18's own table. A FetalsegError
+    says if it is no such table, has a name twice, or a size that is not above 0.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"image_id": str, "filename": str})
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FetalsegError(f"{path} cannot be read as a table of pixel sizes: {reason}.") from error
+    for theirs, ours in zip(HC18_COLUMNS, loading.PIXEL_SIZE_COLUMNS, strict=True):
+        if ours not in table.columns:
+            table = table.rename(columns={theirs: ours})
+        if ours not in table.columns and ours != "head_circumference_mm":
+            raise FetalsegError(
+                f"{path} has no column '{ours}' or '{theirs}': give a row per image with its name and pixel size in mm."
+            )
+    endings = "|".join(map(re.escape, loading.SUFFIXES))
+    table["image_id"] = table.image_id.str.replace(rf"(?i)({endings})$", "", regex=True)
+    repeated = table.image_id[table.image_id.duplicated()]
+    if len(repeated):
+        raise FetalsegError(f"{path} has {repeated.iloc[0]} twice: keep one row.")
+    sizes = table.reindex(columns=loading.PIXEL_SIZE_COLUMNS).set_index("image_id")
+    sizes = sizes.apply(pd.to_numeric, errors="coerce")
+    wrong = sizes.index[~sizes.pixel_mm.between(0, 100, inclusive="neither")]
+    if len(wrong):
+        raise FetalsegError(f"{path}: the pixel size of {wrong[0]} is no number between 0 and 100 mm.")
+    return sizes
+
+
+def find_pixel_sizes(run_dir, given="auto"):
+    """A given table of pixel sizes; 'auto': the one that lies with the data of a run folder (`*pixel_size*.csv`).
+
+    Returns
+    -------
+    pandas.DataFrame
+        `pixel_mm` and `head_circumference_mm` (nan where unknown), both in mm, by `image_id`; empty without a table.
+    """
+    if given != "auto":
+        return read_pixel_sizes(project_root() / Path(given).expanduser())
+    root = project_root() / read_json(run_folder(run_dir) / "data.json")["root"]
+    found = sorted(root.glob("*pixel_size*.csv"))
+    if found:
+        return read_pixel_sizes(found[0])
+    return pd.DataFrame(columns=loading.PIXEL_SIZE_COLUMNS[1:], dtype=float)
+
+
+def agreement(measured, truth):
+    """How far measurements are off, as HC18 reports it and as Bland and Altman (Lancet 1986;327:307-310) draw it.
+
+    Parameters
+    ----------
+    measured, truth : sequence of float
+
+    Returns
+    -------
+    dict
+        `adf` and `adf_sd`, mean and SD of the absolute difference; `df` and `df_sd`, of the signed one, measured less
+        truth; `low` and `high`, df ± 1.96 SD, between which 95 % of differences lie if they are normal.
+    """
+    difference = np.asarray(measured, float) - np.asarray(truth, float)
+    size = np.abs(difference)
+    ddof = min(1, len(difference) - 1)  # the SD of a single difference is 0
+    adf, adf_sd = float(size.mean()), float(size.std(ddof=ddof))
+    df, df_sd = float(difference.mean()), float(difference.std(ddof=ddof))
+    limits = {"low": df - 1.96 * df_sd, "high": df + 1.96 * df_sd}
+    return {"adf": adf, "adf_sd": adf_sd, "df": df, "df_sd": df_sd} | limits
+
+
+def describe_agreement(scores):
+    """ADF and DF of the images whose pixel size is known, in words; None where a table of scores has no such image."""
+    if "circumference_mm" not in scores or scores.circumference_mm.isna().all():
+        return None
+    known = scores.dropna(subset="circumference_mm")
+    numbers = agreement(known.circumference_mm, known.truth_circumference_mm)
+    return (
+        f"head circumference of {len(known)} images: ADF {numbers['adf']:.2f} ± {numbers['adf_sd']:.2f} mm, "
+        f"DF {numbers['df']:.2f} ± {numbers['df_sd']:.2f} mm"
+    )

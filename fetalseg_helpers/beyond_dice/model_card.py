@@ -1,0 +1,87 @@
+"""A model card (Mitchell et al. 2019), written from what a run measured: trained on what, how good, not for what."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from fetalseg_helpers import loading, training, verification
+from fetalseg_helpers.beyond_dice import circumference, summaries
+from fetalseg_helpers.beyond_dice.scores import METRICS
+from fetalseg_helpers.workspace import FetalsegError, read_json, run_folder, versions, write_text
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+FAILURES = 5  # worst images that are listed
+FORMS = {"dice": "{:.3f}", "hd95_px": "{:.0f}", "area_error_percent": "{:+.0f}"}  # of what is listed of them
+WHAT_THE_MASKS_ARE = """\
+The data set calls the regions tumors, and so does this project: tumor (1), background (0). They are outlines of the
+fetal head from the HC18 challenge: 999 files named `*_HC`, all of them ellipses, whose circumferences equal HC18's
+published ones within 0.021 %. The network learns to find heads. Nothing in it detects tumors."""
+PHANTOM_MASKS = """\
+Each mask is the ellipse that was drawn, known exactly, with the line that a human would draw around it. In the data
+set that the phantoms imitate, the regions are called tumors, and are outlines of the fetal head. Nothing here detects
+tumors."""
+
+
+def markdown_table(table):
+    """A table as Markdown, its index as the first column."""
+    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows += [[name, *values] for name, values in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def describe_data(asked, pairs):
+    """What the data are, and their licence."""
+    if asked["data"] == "phantom":
+        return (
+            f"**{asked['phantoms']} phantoms**, simulated frames. The scores below show that everything works; they "
+            "are no result, and say nothing about real frames."
+        )
+    known = f"If it is the Kaggle data set: {loading.LICENCES['kaggle']}"
+    own = f"A folder of the user's, `{Path(asked['root']).name}`, whose licence its maker has to state. {known}"
+    return f"{len(pairs)} pairs. {loading.LICENCES.get(asked['data'], own)}"
+
+
+def write_model_card(run_dir):
+    """Write `model_card.md` into a run folder that has been evaluated; returns its path.
+
+    A FetalsegError says if the run has no scores yet, or those of another network than its checkpoint.
+    """
+    folder = run_folder(run_dir)
+    metrics, asked = read_json(folder / "metrics.json"), read_json(folder / "data.json")
+    if "scores" not in metrics:
+        raise FetalsegError(f"{folder / 'metrics.json'} has no scores yet: run notebook 06 first.")
+    state = training.load_checkpoint(folder / "checkpoint.pt")
+    if metrics.get("checkpoint_sha256") != state["sha256"]:
+        raise FetalsegError(f"{folder / 'metrics.json'} is of other weights than checkpoint.pt: run notebook 06 again.")
+    pairs = verification.usable_pairs(run_dir)
+    counts = pairs.groupby("split").agg(images=("image_id", "count"), examinations=("examination", "nunique"))
+    test = pairs[pairs.split == "test"]
+    seen = int(test.examination.isin(pairs.examination[pairs.split == "train"]).sum())
+    shared = "No test image shares an examination with a training image."
+    if seen:
+        images = f"{seen} of {len(test)} test images"
+        shared = f"**{images} share an examination with a training image: the scores are too good.**"
+    scores = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
+    parts = [markdown_table(summaries.summary_table(metrics))]
+    if sentence := circumference.describe_agreement(scores):
+        parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    worst = scores.sort_values("dice").head(FAILURES).set_index("image_id")
+    columns = {METRICS[name].label: worst[name].map(form.format) for name, form in FORMS.items() if name in worst}
+    text = TEMPLATE.read_text(encoding="utf-8").format(
+        asked=asked,
+        metrics=metrics,
+        state=state,
+        fitted={"scale": "scaled", "pad": "padded or cropped"}[state["canvas"]["fit"]],
+        masks=PHANTOM_MASKS if asked["data"] == "phantom" else WHAT_THE_MASKS_ARE,
+        data=describe_data(asked, pairs),
+        shared=shared,
+        counts=markdown_table(counts.loc[list(loading.SPLITS)]),
+        every_setting=", ".join(f"{name} {value}" for name, value in state["settings"].items()),
+        flip=", averaged over the image and its mirror" if metrics["parameters"].get("flip") else "",
+        scores="\n\n".join(parts),
+        below=int((scores.dice < 0.9).sum()),
+        failures=markdown_table(pd.DataFrame(columns)),
+        versions="Python " + versions().rpartition(", Python ")[2],  # without the course's folder on this machine
+    )
+    write_text(folder / "model_card.md", text)
+    return folder / "model_card.md"

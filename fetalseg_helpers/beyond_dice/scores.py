@@ -1,0 +1,156 @@
+"""Scores beyond Dice and IoU, each as `evaluation.score_pairs` takes it: (prediction, truth, pixel_mm) -> dict.
+
+Masks are arrays of bool or {0, 1}, shape (height, width); `pixel_mm` is the size of a pixel in mm, nan where unknown.
+Two empty masks agree in everything. Where one is empty, overlap is 0, distances are the frame's diagonal, and what
+should not be there is 100 % too large.
+"""
+
+from collections import namedtuple
+from functools import partial
+
+import numpy as np
+from scipy import ndimage
+
+from fetalseg_helpers.beyond_dice.borders import border_distances
+from fetalseg_helpers.beyond_dice.circumference import head_circumference
+from fetalseg_helpers.evaluation import overlap_counts, overlap_scores
+from fetalseg_helpers.workspace import FetalsegError
+
+TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
+LARGEST_DISAGREEMENT = 0.03  # of published circumferences with the masks' own; HC18's is 0.001 at the median
+Metric = namedtuple("Metric", "label best")  # how a score is called, with its unit, and which value of it is the best
+METRICS = {
+    "dice": Metric("Dice", 1),
+    "iou": Metric("IoU", 1),
+    "precision": Metric("precision", 1),
+    "recall": Metric("recall", 1),
+    "nsd": Metric("normalised surface Dice", 1),
+    "hd95_px": Metric("HD95 (px)", 0),
+    "assd_px": Metric("ASSD (px)", 0),
+    "centroid_error_px": Metric("centroid error (px)", 0),
+    "area_error_percent": Metric("area error (%)", 0),
+    "circumference_error_percent": Metric("circumference error (%)", 0),
+    "nsd_mm": Metric(f"normalised surface Dice at {TOLERANCE_MM:g} mm", 1),
+    "hd95_mm": Metric("HD95 (mm)", 0),
+    "assd_mm": Metric("ASSD (mm)", 0),
+    "centroid_error_mm": Metric("centroid error (mm)", 0),
+    "circumference_error_mm": Metric("circumference error (mm)", 0),
+}
+
+
+def precision_recall(prediction, truth, pixel_mm=np.nan):
+    """`precision`, how much of the prediction is tumor, and `recall`, how much of the tumor is predicted; 0 to 1."""
+    both, predicted, true = overlap_counts(prediction, truth)
+    agree = float(predicted == true)  # where a score would be 0 / 0
+    return {"precision": both / predicted if predicted else agree, "recall": both / true if true else agree}
+
+
+def border_scores(prediction, truth, pixel_mm=np.nan, tolerance=5.0):
+    """Distances between the borders of two masks, summed up.
+
+    Parameters
+    ----------
+    tolerance : float
+        In px; how far off a border may be and still count as right.
+
+    Returns
+    -------
+    dict
+        `nsd` (the share of both borders that lies within the tolerance of the other, 0 to 1; Nikolov et al. 2018),
+        `hd95_px` (the 95th percentile of the distances, of the two directions the larger; Huttenlocher et al. 1993)
+        and `assd_px` (their mean over both); the same in mm where the size of a pixel is known.
+
+    Examples
+    --------
+    >>> border_scores([[1, 0, 0, 0]], [[0, 0, 1, 1]], tolerance=2)["nsd"]
+    0.6666666666666666
+    """
+    if np.any(prediction) and np.any(truth):
+        there, back = border_distances(prediction, truth)
+        distances = np.concatenate([there, back])
+        hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+        assd = distances.mean()
+    else:
+        hd95 = assd = distance_of_empty(prediction, truth)
+        distances = np.array([np.inf if assd else 0.0])  # no tolerance is as wide as from a border to none
+    scores = {"nsd": float((distances <= tolerance).mean())}
+    if not np.isnan(pixel_mm):
+        scores["nsd_mm"] = float((distances <= TOLERANCE_MM / pixel_mm).mean())
+    return scores | lengths(pixel_mm, hd95=hd95, assd=assd)
+
+
+def centroid_error(prediction, truth, pixel_mm=np.nan):
+    """`centroid_error_px`, how far the centre of gravity is off; in mm too where the size of a pixel is known."""
+    if np.any(prediction) and np.any(truth):
+        centres = [ndimage.center_of_mass(np.asarray(mask)) for mask in (prediction, truth)]
+        off = np.hypot(*np.subtract(*centres))
+    else:
+        off = distance_of_empty(prediction, truth)
+    return lengths(pixel_mm, centroid_error=off)
+
+
+def distance_of_empty(prediction, truth):
+    """What counts as a distance where a mask is empty: 0 if both are, otherwise the frame's diagonal."""
+    return np.hypot(*np.shape(truth)) if np.any(prediction) or np.any(truth) else 0.0
+
+
+def lengths(pixel_mm, **in_px):
+    """Lengths as scores: under their names in px, and in mm where the size of a pixel is known."""
+    scores = {f"{name}_px": float(value) for name, value in in_px.items()}
+    if not np.isnan(pixel_mm):
+        scores |= {f"{name}_mm": float(value) * pixel_mm for name, value in in_px.items()}
+    return scores
+
+
+def area_error(prediction, truth, pixel_mm=np.nan):
+    """`area_error_percent`, how much too large (+) or small (-) the area is, in % of the truth's."""
+    _, predicted, true = overlap_counts(prediction, truth)
+    return {"area_error_percent": relative_error(predicted, true)}
+
+
+def circumference_error(prediction, truth, pixel_mm=np.nan):
+    """`circumference_error_percent`, in % of the truth's as `area_error`; and both circumferences, in px."""
+    measured = head_circumference(np.asarray(prediction, np.uint8))
+    true = head_circumference(np.asarray(truth, np.uint8))
+    scores = {"circumference_error_percent": relative_error(measured, true)}
+    return scores | {"circumference_px": measured, "truth_circumference_px": true}
+
+
+def relative_error(measured, truth):
+    """How much `measured` is above (+) or below (-) `truth`, in % of it; of a truth of 0, 0 if both are, else 100."""
+    return 100 * (measured - truth) / truth if truth else 100.0 * (measured > 0)
+
+
+def every_score(tolerance=5.0):
+    """The list of all scores of `METRICS`, for `evaluation.score_pairs`; `tolerance` as for `border_scores`."""
+    borders = partial(border_scores, tolerance=tolerance)
+    return [overlap_scores, precision_recall, borders, centroid_error, area_error, circumference_error]
+
+
+def complete(table, sizes=None):
+    """A table of scores, its columns in the order of `METRICS`, with the circumference in mm where it can be had.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `evaluation.score_pairs` gives it with `every_score`, or with some of them and others.
+    sizes : pandas.DataFrame, optional
+        Pixel sizes, as `circumference.find_pixel_sizes`. Unless empty, they add `circumference_error_mm`, `pixel_mm`,
+        `circumference_mm` and `truth_circumference_mm`, the published one or, where none is, that of the true mask;
+        nan for an image that is not among them. A FetalsegError says if what is published does not belong to the masks.
+    """
+    if sizes is not None and not sizes.empty and "circumference_px" in table:
+        pixel_mm = table.image_id.map(sizes.pixel_mm)
+        published = table.image_id.map(sizes.head_circumference_mm)
+        own = table.truth_circumference_px * pixel_mm
+        apart = (own / published - 1).abs()[own > 0].median()  # an empty mask has no circumference to compare
+        if apart > LARGEST_DISAGREEMENT:
+            raise FetalsegError(
+                f"the circumferences in the table of pixel sizes differ from those of the masks by {apart:.0%} at the "
+                "median: is it the table of these images, under these names?"
+            )
+        table = table.assign(pixel_mm=pixel_mm, circumference_mm=table.circumference_px * pixel_mm)
+        table["truth_circumference_mm"] = published.fillna(own)
+        table["circumference_error_mm"] = table.circumference_mm - table.truth_circumference_mm
+    first = [name for name in ("image_id", "examination", *METRICS) if name in table.columns]
+    return table[[*first, *table.columns.difference(first, sort=False)]]

@@ -1,0 +1,90 @@
+"""What a table of scores says: how sure the means are, the worst, two runs side by side."""
+
+import numpy as np
+import pandas as pd
+
+from fetalseg_helpers import evaluation, loading
+from fetalseg_helpers.beyond_dice.scores import METRICS
+from fetalseg_helpers.workspace import FetalsegError
+
+
+def summarise(scores, draws=2000, seed=0):
+    """What a table of scores says in a few numbers.
+
+    Returns
+    -------
+    dict
+        As `evaluation.summarise`; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`,
+        `median`, `worst`, what 95 % of the images are at least as good as (`percentile_5`; of errors, which are better
+        the smaller, `percentile_95` of their size), `interval_95` of the mean, from a bootstrap over examinations, and
+        the number of `images` that have it.
+    """
+    table = {}
+    for name, metric in METRICS.items():
+        if name not in scores or scores[name].isna().all():
+            continue
+        known = scores.dropna(subset=name)
+        values = known[name]
+        numbers = {"mean": values.mean(), "sd": values.std(ddof=min(1, len(values) - 1)), "median": values.median()}
+        if metric.best:
+            numbers["percentile_5"] = values.quantile(0.05)
+        else:
+            numbers["percentile_95"] = values.abs().quantile(0.95)
+        numbers["worst"] = values[(values - metric.best).abs().idxmax()]
+        table[name] = {key: round(float(value), 4) for key, value in numbers.items()}
+        interval = evaluation.bootstrap_interval(values, known.examination, draws, seed)
+        table[name]["interval_95"] = [round(end, 4) for end in interval]
+        table[name]["images"] = len(known)
+    return evaluation.summarise(scores, draws, seed) | {"scores": table}
+
+
+def summary_table(summary):
+    """The numbers under `scores` of a summary as a table, a row per score, under names for reading."""
+    rows = {}
+    for name, numbers in summary["scores"].items():
+        label, best = METRICS[name]
+        form = "{:.3f}".format if best else "{:.2f}".format
+        low, high = numbers["interval_95"]
+        rows[label] = {
+            "mean": form(numbers["mean"]),
+            "95 % interval": f"{form(low)} to {form(high)}",
+            "SD": form(numbers["sd"]),
+            "median": form(numbers["median"]),
+            "5 % are beyond": form(numbers["percentile_5" if best else "percentile_95"]),
+            "worst": form(numbers["worst"]),
+        }
+    return pd.DataFrame(rows).T
+
+
+def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=2000, seed=0):
+    """Compare two tables of scores image by image: the differences scatter far less than the scores.
+
+    Parameters
+    ----------
+    first, second : pandas.DataFrame
+        As `evaluation.score_pairs`. A FetalsegError says if they are not of the same images, each once.
+    metrics : sequence of str
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per score: the mean of both, their `difference` (second - first), its 95 % interval from a bootstrap over
+        examinations (`low`, `high`), and for how many images the second is better or worse.
+    """
+    differing = sorted(set(first.image_id) ^ set(second.image_id), key=loading.natural_order)
+    if differing or not (first.image_id.is_unique and second.image_id.is_unique):
+        why = f"only one has {differing[0]}" if differing else "one has an image more often than once"
+        raise FetalsegError(f"the two tables are not of the same images: {why}. Score the same split.")
+    both = first.merge(second, on="image_id", suffixes=("", "_second"))  # in the order of the first
+    rows = []
+    for name in metrics:
+        known = both.dropna(subset=[name, f"{name}_second"])  # in mm, an image may lack a pixel size
+        one, other = known[name], known[f"{name}_second"]
+        low, high = np.nan, np.nan
+        if len(known):
+            low, high = evaluation.bootstrap_interval(other - one, known.examination, draws, seed)
+        gain = (one - METRICS[name].best).abs() - (other - METRICS[name].best).abs()
+        means = one.mean(), other.mean(), (other - one).mean()
+        rows.append((*means, low, high, (gain > 0).sum(), (gain < 0).sum(), len(known)))
+    columns = ["first", "second", "difference", "low", "high", "better", "worse", "images"]
+    return pd.DataFrame(rows, index=list(metrics), columns=columns)

@@ -1,0 +1,251 @@
+"""A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted."""
+
+import os
+import pickle
+import sys
+import threading
+from collections import namedtuple
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from itertools import groupby, product
+from numbers import Integral
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fetalseg_helpers.ellipses import ellipse_perimeter
+from fetalseg_helpers.phantoms.frames import cut_pose, draw_examination, draw_frame
+from fetalseg_helpers.workspace import UNFINISHED, FetalsegError, cv2, remedy, remove, usable_cores
+
+SPLITS = ("train", "validation", "test")
+SPLIT_SHARES = (0.73, 0.12, 0.15)
+CLASSES = ("malignant", "benign", "normal")
+DATA_FOLDER = Path("Ultrasound Fetus Dataset", "Ultrasound Fetus Dataset", "Data", "Data")
+SUFFIXES = ("2HC", "3HC", "4HC")  # of all frames of an examination but its last, which is HC
+EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, three, four frames
+RARE_DEFECTS = ("missing_mask", "orphan_mask", "empty_mask", "size_mismatch", "unreadable_image", "near_border")
+DEFECTS = {"split_folders_differ": 4, "open_outline": 2} | dict.fromkeys(RARE_DEFECTS, 1)  # how many a full set has
+SMALL_SET_DEFECTS = ("split_folders_differ", "open_outline", "missing_mask")  # one of each, from 12 to 39 frames
+CUT_HEADS = ("open_outline", "near_border")  # the frame's lower edge cuts through the head
+MOST_PROCESSES = 8  # each takes some 150 MB, and a disk takes no more frames at once
+
+
+class Entry(namedtuple("Entry", ["stem", "examination", "index", "split", "defect"], defaults=[None])):
+    """One malignant frame: stem (`12_2HC`), examination, place there, split of its image, planted defect if any."""
+
+
+def set_entries(count, seed):
+    """The frames of a set, in the order of their numbers; list of `count` Entry, still without defects.
+
+    Within an examination the suffix rises (2HC < 3HC < 4HC < HC), and it always ends with HC, so a suffix that does
+    not rise starts a new examination. Splits are drawn frame by frame, as in the real data set: they leak.
+    """
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise FetalsegError(f"{name} is {value!r}: choose a whole number from {least} up.")
+    rng = _random(seed, 0)
+    ends = np.round(np.cumsum(SPLIT_SHARES) * count)
+    splits = [SPLITS[np.searchsorted(ends, place, side="right")] for place in rng.permutation(count)]
+    entries, examination = [], 0
+    while len(entries) < count:
+        size = min(1 + int(rng.choice(4, p=EXAMINATION_SHARES)), count - len(entries))
+        for index, suffix in enumerate((*SUFFIXES[: size - 1], "HC")):
+            entries.append(Entry(f"{len(entries) + 1}_{suffix}", examination, index, splits[len(entries)]))
+        examination += 1
+    return entries
+
+
+def planted_defects(count, seed):
+    """Which defects `write_phantoms` plants, from its arguments alone: every kind of `DEFECTS` to a list of stems.
+
+    A full list from 40 frames (split folders differ: one pair in 40, at most four), three defects from 12, none below.
+    No stem comes twice, and none is the last of several frames of an examination: without that one, the rule of rising
+    suffixes would merge it with the next.
+    """
+    numbers = dict.fromkeys(DEFECTS, 0)
+    if count >= 40:
+        numbers = DEFECTS | {"split_folders_differ": min(DEFECTS["split_folders_differ"], count // 40)}
+    elif count >= 12:
+        numbers |= dict.fromkeys(SMALL_SET_DEFECTS, 1)
+    fit = [entry.stem for entry in set_entries(count, seed) if entry.index == 0 or not entry.stem.endswith("_HC")]
+    drawn = iter(_random(seed, 1).permutation(fit).tolist())
+    return {kind: [next(drawn) for _ in range(number)] for kind, number in numbers.items()}
+
+
+def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, progress=None, changes=None):
+    """Write a set of phantoms in the data set's tree and return its folder; equal arguments give equal bytes.
+
+    Beside the tree lies `pixel_sizes.csv`, with each frame's pixel size and the circumference of its head. The number
+    of processes does not matter; another kind of processor may round a rare pixel to the next grey level.
+
+    Parameters
+    ----------
+    folder : str or Path
+        New or empty. It appears under its name only when everything is in it.
+    count : int
+        Malignant frames. `max(1, count // 40)` benign and as many normal frames, without outlines, come on top.
+    seed : int
+        0 or more.
+    processes : int, optional
+        By default as many as there are cores that may be used, up to `MOST_PROCESSES`; 1 draws in this process.
+    defects : bool
+        Whether to plant those of `planted_defects(count, seed)`.
+    progress : callable, optional
+        Called with the number of malignant frames done so far.
+    changes : dict of str to Draw, optional
+        Distributions other than `frames.DISTRIBUTIONS`, as for `frames.draw_examination`.
+
+    Raises
+    ------
+    FetalsegError
+        If `count` or `seed` is out of range, `folder` holds something or is being written by another process, the disk
+        refuses the files, or memory is short. Nothing is left then, and no process draws on, whatever ends this one.
+    """
+    from fetalseg_helpers.loading import PIXEL_SIZE_COLUMNS  # here, so that no drawing process imports pandas
+
+    entries = set_entries(count, seed)
+    for kind, stems in planted_defects(count, seed).items() if defects else ():
+        entries = [entry._replace(defect=kind) if entry.stem in stems else entry for entry in entries]
+    examinations = [list(group) for _, group in groupby(entries, key=lambda entry: entry.examination)]
+    processes = min(processes or min(usable_cores(), MOST_PROCESSES), len(examinations))
+    sizes = [",".join(PIXEL_SIZE_COLUMNS)]
+    with _unfinished(Path(os.path.abspath(folder))) as temporary:
+        data = temporary / DATA_FOLDER
+        for split, name in product(SPLITS, CLASSES):
+            (data / split / name).mkdir(parents=True)
+        tasks = [partial(_write_examination, data, seed, changes, group) for group in examinations]
+        for number, name in product(range(1, max(1, count // 40) + 1), CLASSES[1:]):
+            tasks.append(partial(_write_other, data, seed, changes, name, number))
+        with closing(_results(tasks, processes)) as results:
+            for rows in results:
+                sizes += rows
+                if rows and progress:
+                    progress(len(sizes) - 1)
+        (temporary / "pixel_sizes.csv").write_text("\n".join(sizes) + "\n", encoding="utf-8", newline="\n")
+    return Path(folder)
+
+
+@contextmanager
+def _unfinished(folder):
+    """An empty folder that nobody else writes to, which becomes `folder` when the block ends well, else nothing."""
+    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{temporary}.lock", timeout=0) as lock:
+            try:
+                if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+                    raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
+                remove(temporary)  # what a process left that was killed
+                temporary.mkdir()
+                yield temporary
+                if folder.exists():
+                    folder.rmdir()
+                temporary.rename(folder)
+            finally:
+                remove(temporary)
+                with suppress(OSError):  # Windows does it on release
+                    Path(lock.lock_file).unlink()
+    except Timeout:
+        raise FetalsegError(f"{folder} is being written by another process: wait, or choose another folder.") from None
+    except (MemoryError, EOFError, pickle.UnpicklingError, cv2.error) as error:
+        if isinstance(error, cv2.error) and "memory" not in str(error):
+            raise
+        cause = "memory is short, or a drawing process was killed; close other programs, or give processes=1"
+        raise FetalsegError(f"{folder} could not be drawn: {cause}.") from error
+    except OSError as error:
+        raise FetalsegError(f"{folder} could not be written ({error.strerror or error}): {remedy(error)}.") from error
+
+
+def _results(tasks, processes):
+    """Yield what the tasks return, in their order, done in this process or in several that are gone afterwards.
+
+    Each of them is in a session of its own, so that it does not hear of Ctrl-C, and ends when its stdin closes, as it
+    does when this process is killed. Pools of the standard library would live on.
+    """
+    if processes == 1:
+        yield from (task() for task in tasks)
+        return
+    command = [sys.executable, "-c", f"from {__name__} import draw_here; draw_here()"]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = []
+    try:
+        for number in range(processes):
+            try:
+                worker = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=variables, start_new_session=True)
+                workers.append(worker)
+                pickle.dump(tasks[number::processes], worker.stdin)
+                worker.stdin.flush()
+            except OSError as error:
+                raise MemoryError("a process could not be started") from error
+        for number in range(len(tasks)):
+            result = pickle.load(workers[number % processes].stdout)
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def draw_here():
+    """What a drawing process does: read tasks from stdin, write what they return or raise to stdout."""
+    tasks = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()  # nothing comes but the end
+    cv2.setNumThreads(1)
+    for task in tasks:
+        try:
+            result = task()
+        except Exception as error:
+            result = error
+        pickle.dump(result, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def _write_other(data, seed, changes, name, number):
+    """Draw and write a benign or normal frame; returns no row of `pixel_sizes.csv`."""
+    rng = _random(seed, 2 + CLASSES.index(name), number - 1)
+    split = SPLITS[rng.choice(3, p=SPLIT_SHARES)]
+    image = draw_frame(rng, draw_examination(rng, changes=changes)).image
+    (data / split / name / f"{name[0].upper()}_{number}.png").write_bytes(_png(image))
+    return []
+
+
+def _write_examination(data, seed, changes, entries):
+    """Draw and write the frames of one examination; returns a row of `pixel_sizes.csv` for each."""
+    cut = any(entry.defect in CUT_HEADS for entry in entries)
+    rng = _random(seed, 2, entries[0].examination)
+    examination = draw_examination(rng, whole_sector=False if cut else None, changes=changes)
+    return [_write_frame(data, seed, examination, entry) for entry in entries]
+
+
+def _write_frame(data, seed, examination, entry):
+    """Draw and write image and outline of one frame, with its defect if it has one; returns its row of sizes."""
+    rng = _random(seed, 2, entry.examination, entry.index)
+    cut = entry.defect in CUT_HEADS
+    ellipse = cut_pose(rng, examination, near_border=entry.defect == "near_border") if cut else None
+    phantom = draw_frame(rng, examination, ellipse)
+    image = _png(phantom.image)
+    outlines = {"empty_mask": np.zeros_like(phantom.outline), "size_mismatch": phantom.outline[:-1]}
+    outline = _png(outlines.get(entry.defect, phantom.outline))
+    outline_split = entry.split
+    if entry.defect == "split_folders_differ":
+        outline_split = SPLITS[SPLITS.index(entry.split) - 1]
+    if entry.defect == "unreadable_image":
+        image = image[: len(image) // 5]
+    if entry.defect != "orphan_mask":
+        (data / entry.split / CLASSES[0] / f"{entry.stem}.png").write_bytes(image)
+    if entry.defect != "missing_mask":
+        (data / outline_split / CLASSES[0] / f"{entry.stem}_Annotation.png").write_bytes(outline)
+    circumference = ellipse_perimeter(phantom.ellipse.a, phantom.ellipse.b) * examination.pixel_size
+    return f"{entry.stem},{examination.pixel_size:.6f},{circumference:.2f}"
+
+
+def _png(image):
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def _random(seed, *key):
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,0 +1,155 @@
+"""The notebooks of the course, executed in a row with papermill."""
+
+import ast
+import difflib
+import io
+import logging
+import os
+import shutil
+import time
+from contextlib import contextmanager
+
+import nbformat
+import yaml
+
+from fetalseg_helpers.running.parameters import PARAMETERS, check_parameters
+from fetalseg_helpers.workspace import FetalsegError, locked, project_root, run_folder, shown, written_whole
+
+CORE = 6  # notebooks of the course; those with higher numbers go deeper and are run one by one
+QUIET_KERNEL = [  # nothing of its own on stderr: neither hints, nor what asyncio says of a task cut off at the end
+    "--IPKernelApp.log_level=CRITICAL",
+    '--IPKernelApp.logging_config={"loggers": {"asyncio": {"level": "CRITICAL"}}}',
+]
+
+
+def lessons():
+    """Paths of the numbered notebooks, in order."""
+    found = sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise FetalsegError(f"{project_root() / 'notebooks'} holds no notebook: run this from a clone of the course.")
+    return found
+
+
+def read_parameters(path):
+    """Names and default values in a notebook's cell tagged `parameters`."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
+    return {
+        node.target.id: ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign)
+    }
+
+
+def read_preset(name):
+    """Values of a preset, a file that `papermill -f` reads too."""
+    path = project_root() / "notebooks" / "presets" / f"{name}.yaml"
+    if not path.exists():
+        names = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise FetalsegError(f"{name} is no preset: use one of {', '.join(names)}.")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def parse_parameters(pairs):
+    """Turn (name, text) pairs of a command line into values of the right type.
+
+    A name that no notebook knows raises a FetalsegError with the nearest one; so does a value that does not fit.
+    """
+    values = {}
+    for name, text in pairs:
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
+            raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
+        kind = PARAMETERS[name].kind
+        try:
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            value = text
+        check_parameters(**{name: value})
+        values[name] = value
+    return values
+
+
+class News(io.TextIOBase):
+    """Passes on what a notebook prints of its epochs, a line every 15 seconds at the most."""
+
+    def __init__(self, report):
+        self.report = report
+        self.spoke = time.monotonic()
+
+    def write(self, text):
+        """Take what was printed, a line or more."""
+        epochs = [line for line in text.splitlines() if line.startswith("epoch ")]
+        if epochs and time.monotonic() - self.spoke >= 15:
+            self.report(f"  {epochs[-1]}")
+            self.spoke = time.monotonic()
+
+
+def run_lesson(path, run_dir, values, news=None):
+    """Execute one notebook into `<run_dir>/notebooks/`; only a finished one gets its final name.
+
+    An error becomes a FetalsegError that names notebook and cell; what was executed stays as `*_failed.ipynb`.
+    """
+    import papermill
+
+    known = read_parameters(path)
+    given = {name: value for name, value in values.items() if name in known}
+    given["run_dir"] = str(run_dir)
+    final = run_folder(run_dir) / "notebooks" / path.name
+    failed = final.with_name(f"{path.stem}_failed.ipynb")
+    failed.unlink(missing_ok=True)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment
+    paths = [str(project_root()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))  # and this copy of the package
+    os.environ.pop("JPY_SESSION_NAME", None)  # nobody watches: no bars, a line per epoch
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said below
+    with written_whole(final) as unfinished:
+        try:
+            papermill.execute_notebook(
+                as_it_is(path),
+                as_it_is(unfinished),
+                parameters=given,
+                progress_bar=False,
+                stdout_file=news,
+                cwd=path.parent,
+                kernel_name="python3",
+                start_timeout=120,
+                extra_arguments=list(QUIET_KERNEL),
+            )
+        except papermill.PapermillExecutionError as error:
+            shutil.copyfile(unfinished, failed)
+            reason = error.evalue or error.ename
+            raise FetalsegError(f"{path.name}, cell {error.exec_count}: {reason} (see {shown(failed)})") from error
+        except RuntimeError as error:  # nbclient's DeadKernelError, and what jupyter_client says at the start
+            died = f"{path.name}: its kernel died, most often for want of memory"
+            raise FetalsegError(f"{died}: close other programs, or lower batch_size.") from error
+    return final
+
+
+def as_it_is(path):
+    """A path as text that papermill, which takes it for a format, leaves alone."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def cleared(folder):
+    """Take the lock of a run folder, and leave nothing unfinished below it where the block is stopped by Ctrl-C."""
+    try:
+        with locked(folder):
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        with locked(folder):  # newly taken, it removes what others left when they were ended
+            raise
+
+
+def run_lessons(run_dir, values, report=print):
+    """Execute the notebooks of the course in order; a line after each, and now and then one within a long one."""
+    folder = run_folder(run_dir)
+    with cleared(folder):
+        for path in lessons():  # what an earlier run has left is not of this one
+            for name in (path.name, f"{path.stem}_failed.ipynb"):
+                (folder / "notebooks" / name).unlink(missing_ok=True)
+        for path in lessons()[:CORE]:
+            started = time.perf_counter()
+            run_lesson(path, folder, values, News(report))
+            report(f"{path.stem:<18} done in {time.perf_counter() - started:5.1f} s")

@@ -1,0 +1,117 @@
+"""One training in several processes, as torchrun starts them: each takes its share, process 0 alone writes."""
+
+import gc
+import os
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data.distributed import DistributedSampler
+
+from fetalseg_helpers.training import Trainer
+from fetalseg_helpers.workspace import FetalsegError, choose_device
+
+
+@contextmanager
+def joined():
+    """Join the processes that torchrun started, for the length of a block: NCCL between GPUs, gloo between CPUs."""
+    device = choose_device()
+    if device.type == "cuda":
+        place = int(os.environ["LOCAL_RANK"])
+        gpus = torch.cuda.device_count()
+        if place >= gpus:
+            raise FetalsegError(f"process {place} has no GPU of its own, there are {gpus}: start {gpus} at most.")
+        torch.cuda.set_device(place)
+    patience = timedelta(hours=2)  # with the first, which prepares the data
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        gc.collect()  # a network that is still shared at the end of Python would take the process down with it
+        distributed.destroy_process_group()
+
+
+def is_first():
+    """True in process 0, the only one that writes and speaks."""
+    return distributed.get_rank() == 0
+
+
+@contextmanager
+def first_alone():
+    """Let process 0 do the block first and the others after it, when they find what it has made."""
+    if not is_first():
+        distributed.barrier()
+    yield
+    if is_first():
+        distributed.barrier()
+
+
+def share_of_batch(batch_size):
+    """Images that each process takes of a batch; a FetalsegError if it cannot be divided evenly."""
+    count = distributed.get_world_size()
+    if batch_size % count:
+        lower = max(count, batch_size // count * count)
+        upper = -(-batch_size // count) * count
+        nearest = f"{lower} or {upper}" if lower < upper else f"{lower}"
+        raise FetalsegError(f"batch_size {batch_size} cannot be divided among {count} processes: use {nearest}.")
+    return batch_size // count
+
+
+class DistributedTrainer(Trainer):
+    """A `Trainer` whose batches are divided among the processes inside `joined`; its gradients are those of one."""
+
+    def __init__(self, run_dir, settings, **options):
+        share_of_batch(settings.batch_size)
+        super().__init__(run_dir, settings, **options)
+
+    def model(self):
+        """The network whose gradients are averaged over the processes."""
+        return DistributedDataParallel(self.network, broadcast_buffers=False)  # `checked` does more
+
+    def batches(self, epoch):
+        """This process's share of each batch; where the images do not divide evenly, a few are shown twice."""
+        self.train_set.epoch = epoch
+        order = DistributedSampler(self.train_set, seed=self.settings.seed * 100_003)
+        order.set_epoch(epoch)
+        return DataLoader(self.train_set, share_of_batch(self.settings.batch_size), sampler=order)
+
+    def checked(self, train_loss, images):
+        """Losses and Dice over all processes, after all have the same running statistics of batch normalisation."""
+        count = distributed.get_world_size()
+        for buffer in self.network.buffers():
+            if buffer.is_floating_point():
+                distributed.all_reduce(buffer)
+                buffer /= count
+        mine = Subset(self.valid_set, range(distributed.get_rank(), len(self.valid_set), count))  # every n-th image
+        found = self.validated(mine) if len(mine) else (0.0, 0.0)
+        (train_loss,) = self.averaged([train_loss], images)
+        return train_loss, *self.averaged(found, len(mine))
+
+    def averaged(self, values, weight):
+        """Mean of numbers over all processes, weighted."""
+        sums = [value * weight for value in values]
+        sums = torch.tensor([*sums, weight], dtype=torch.float64, device=self.device)
+        distributed.all_reduce(sums)
+        return (sums[:-1] / sums[-1]).tolist()
+
+    def identity(self):
+        """As in one process, and how many there are."""
+        return super().identity() | {"processes": distributed.get_world_size()}
+
+    def save(self, row):
+        """Write the state, in process 0."""
+        if is_first():
+            super().save(row)
+
+    def write_history(self, rows):
+        """Write the history, in process 0."""
+        if is_first():
+            super().write_history(rows)
+
+    def locked(self):
+        """The run folder's lock, in process 0."""
+        return super().locked() if is_first() else nullcontext()

@@ -1,0 +1,157 @@
+"""Notebooks 05 and 06 for every combination of a grid, side by side; a table and a figure of what came out."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import yaml
+
+from fetalseg_helpers import loading, plotting, preprocessing, training, verification
+from fetalseg_helpers.running import lessons
+from fetalseg_helpers.running.parameters import check_parameters
+from fetalseg_helpers.workspace import FetalsegError, locked, read_json, remove, run_folder, write_json, write_table
+
+LESSONS = ("05_training.ipynb", "06_evaluation.ipynb")
+RESULTS = ("last.pt", "checkpoint.pt", "history.csv", "notebooks/05_training.ipynb", *training.RESULTS)
+SCORES = ("mean_dice", "mean_iou", "worst_dice", "images")
+
+
+def read_grid(path):
+    """All parameters of each combination of a grid (a list of dict), and the names of those that vary.
+
+    The grid is a YAML file with a value, or a list of values to try, for each parameter, such as
+    `learning_rate: [0.001, 0.004]`. What it does not name is taken from the preset that it may name under `preset`,
+    or from `quick`. A file that cannot be used raises a FetalsegError that says why.
+    """
+    try:
+        grid = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FetalsegError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from error
+    if not isinstance(grid, dict) or not grid:
+        raise FetalsegError(f"{path} holds no parameters: write lines such as 'learning_rate: [0.001, 0.004]'.")
+    base = lessons.read_preset("quick") | lessons.read_preset(str(grid.pop("preset", "quick")))
+    lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
+    known = {name for lesson in chosen_lessons() for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
+    for name, values in lists.items():
+        if name not in known:
+            raise FetalsegError(f"{path}: '{name}' is not a parameter that can be varied.")
+        if not values:
+            raise FetalsegError(f"{path}: {name} has no value.")
+        for value in values:
+            check_parameters(**{name: value})
+    combinations = [base | dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
+    return combinations, [name for name, values in lists.items() if len(values) > 1]
+
+
+def chosen_lessons():
+    """Paths of the two notebooks."""
+    return [path for path in lessons.lessons() if path.name in LESSONS]
+
+
+def run_name(values, varied):
+    """Name of a combination's folder, such as `learning_rate=0.001,seed=2`."""
+    return ",".join(f"{name}={Path(str(values[name])).name}" for name in varied) or "only"
+
+
+def run_combination(folder, values):
+    """Train and evaluate in a folder of its own; returns the folder's name, and a sentence if that failed, or ''.
+
+    What is complete is left alone, what was stopped goes on where it was, and what was made with other values or from
+    files that have changed since is made anew.
+    """
+    folder = Path(folder)
+    try:
+        with locked(folder):
+            same = make_data(folder, values)
+            if not (same and (folder / "notebooks" / LESSONS[-1]).exists()):
+                for path in chosen_lessons():
+                    lessons.run_lesson(path, folder, values | {"resume": same})
+    except FetalsegError as error:
+        return folder.name, str(error)
+    except Exception as error:  # of a kernel or of papermill: the other combinations go on
+        return folder.name, f"{type(error).__name__}: {error}"
+    return folder.name, ""
+
+
+def make_data(folder, values):
+    """Manifest, prepared arrays and findings of a combination; True if its results are of these values and files."""
+    known = {name: values[name] for name in ("data", "seed", "phantoms", "split_by")}
+    loading.write_manifest(folder, **known)
+    made = {"values": values, "files": read_json(folder / "data.json")["files"]}
+    if read_json(folder / "values.json") == made:
+        return True
+    for name in ("values.json", *RESULTS):
+        remove(folder / name)
+    preprocessing.prepare(folder, values["width"], values["height"], values["fit"])
+    verification.write_verification(folder)
+    write_json(folder / "values.json", made)
+    return False
+
+
+def sweep(grid, folder, jobs=1, report=print):
+    """Run every combination of a grid, `jobs` at the same time; write `sweep.csv`.
+
+    They run under joblib's current backend: in processes of this machine, or, inside
+    `joblib.parallel_config(backend="dask")`, in those of a cluster, which then decides itself how many. Returns a table
+    with a row per combination (what varies, scores on the test images, seconds of training, and under `problem` why it
+    failed) and the names of what varies. `report` is told a line after each.
+    """
+    combinations, varied = read_grid(grid)
+    names = [run_name(values, varied) for values in combinations]
+    if len(set(names)) < len(names):
+        raise FetalsegError(f"{grid}: two combinations would share the folder {max(names, key=names.count)}.")
+    home = run_folder(folder)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # what it says when a sweep is stopped
+    with lessons.cleared(home):
+        for values in combinations:  # once, not in each process
+            if values["data"] == "phantom":
+                loading.make_phantoms(home, values["phantoms"])
+            else:
+                loading.find_data(values["data"], home)
+        tasks = [joblib.delayed(run_combination)(home / names[n], values) for n, values in enumerate(combinations)]
+        problems = {}
+        run = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # a line as soon as one ends
+        for name, problem in run(tasks):
+            problems[name] = problem
+            report(f"{len(problems)}/{len(tasks)} {name}: {problem or 'done'}")
+        rows = []
+        for name, values in zip(names, combinations, strict=True):
+            row = {"run": name} | {key: values[key] for key in varied} | scores(home / name)
+            rows.append(row | {"problem": problems[name]})
+        table = pd.DataFrame(rows)
+        write_table(home / "sweep.csv", table)
+    return table, varied
+
+
+def scores(folder):
+    """What a table of results says of a run folder; nothing of one that has no scores."""
+    metrics = read_json(folder / "metrics.json")
+    if not metrics:
+        return {}
+    history = pd.read_csv(folder / "history.csv")
+    found = {name: metrics[name] for name in SCORES}
+    found["dice_low"], found["dice_high"] = metrics["dice_interval_95"]
+    return found | {"valid_dice": history.valid_dice.max(), "seconds": history.seconds.sum()}
+
+
+def show_sweep(table, varied):
+    """Best validation Dice of the runs of a sweep, best on top: a dot per seed and a line at their mean.
+
+    The validation Dice, because a setting that is chosen by its test scores has been trained on the test images. Runs
+    that differ in nothing but `seed` share a line; of many lines the best twenty are drawn.
+    """
+    table = table.dropna(subset="valid_dice")
+    names = [name for name in varied if name != "seed"]
+    labels = table[names].astype(str).agg(", ".join, axis=1) if names else table.run.map(lambda _: "all seeds")
+    means = table.valid_dice.groupby(labels).mean().sort_values()[-20:]
+    figure, axis = plotting.new_figure(height=1.2 + 0.25 * len(means))
+    for height, (label, mean) in enumerate(means.items()):
+        dots = table.valid_dice[labels == label]
+        axis.plot(dots, [height] * len(dots), "o", color=plotting.ACCENT, markersize=4, label="one run")
+        axis.plot([mean, mean], [height - 0.3, height + 0.3], color="black", label="mean")
+    axis.set_yticks(range(len(means)), means.index, fontsize=7)
+    axis.set(xlabel="best validation Dice", ylabel=", ".join(names), title=f"{len(table)} runs, best on top")
+    axis.legend(handles=axis.lines[:2], fontsize=8, loc="lower right")
+    return figure
