@@ -1,16 +1,19 @@
-"""Data that several test files share."""
+"""Data that several test files share, and one thread for torch."""
 
 import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for every process that a test starts
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from fetalseg_helpers import preprocessing
-from fetalseg_helpers.phantom_set import planted_defects, write_phantoms
+from fetalseg_helpers.phantoms import dataset, frames
 
 # A busy machine is no failure, and two runs of the same code see the same examples.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -19,31 +22,55 @@ settings.load_profile("steady")
 COUNT, SEED = 40, 1
 
 
+def pytest_configure():
+    """One thread: results repeat to the bit, small networks are fastest so, and a busy neighbour does no harm."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
-def phantom_set(tmp_path_factory):
-    """Folder of 40 phantom frames with one or two defects of every kind. Read only: copy what you change."""
-    return write_phantoms(tmp_path_factory.mktemp("shared") / "phantoms", COUNT, SEED, processes=1)
+def made_once(tmp_path_factory):
+    """A function that makes a folder once for all processes of this test session; what is in it is read only."""
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own, in one that they share
+        home = home.parent
+
+    def make(name, build):
+        folder = home / name
+        with FileLock(home / f"{name}.lock"):
+            if not folder.exists():
+                unfinished = home / f"unfinished-{name}"
+                build(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+def quick_frame(rng, examination=None, ellipse=None):
+    """A phantom with the simulator's ellipses, but a flat picture: its echoes take nearly all of the time."""
+    ellipse = ellipse or frames.draw_pose(rng, examination)
+    mask, outline = frames.truth(ellipse)
+    image = np.uint8(40 + 60 * mask)
+    image[::9] += rng.integers(0, 40, image[::9].shape, dtype=np.uint8)  # no two are the same
+    return frames.Phantom(image, mask, outline, ellipse)
+
+
+@pytest.fixture(scope="session")
+def phantom_set(made_once):
+    """Folder like that of 40 phantom frames, with one or two defects of every kind; see `quick_frame`. Read only."""
+
+    def write(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset, "draw_frame", quick_frame)
+            dataset.write_phantoms(folder, COUNT, SEED, processes=1)
+
+    return made_once("phantoms", write)
 
 
 @pytest.fixture(scope="session")
 def planted(phantom_set):
     """The defects of `phantom_set`: kind to list of names."""
-    return planted_defects(COUNT, SEED)
-
-
-@pytest.fixture(scope="session")
-def clean_phantoms(tmp_path_factory):
-    """Folder of 12 phantom frames without defects. Read only."""
-    return write_phantoms(tmp_path_factory.mktemp("shared") / "clean", 12, SEED, processes=1, defects=False)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Small networks are fastest on one thread, and bit-identical results need the same number everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return dataset.planted_defects(COUNT, SEED)
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +115,8 @@ def bright_run(tmp_path_factory, draw_pairs):
     draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
     preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
     return root / "run"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Kept for files that ask for it: the whole session has one thread."""

@@ -1,31 +1,29 @@
-"""Scores of one mask and of many against hand and scikit-learn, at the image's own size, in px and in mm."""
+"""From a network to scores: maps, steps that tidy a cut map, Dice and IoU against hand and scikit-learn, intervals."""
+
+import json
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from shapes import ellipse_mask
-from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import f1_score, jaccard_score
+from torch import nn
 
-from fetalseg_helpers import biometry, evaluation, preprocessing, summaries
+from fetalseg_helpers import evaluation, preprocessing, verification
+from fetalseg_helpers.evaluation import dice_score
+from fetalseg_helpers.workspace import write_json
 
+CANVAS = {"width": 48, "height": 32, "fit": "scale"}
+SCORES = ["dice", "iou", "truth_pixels", "predicted_pixels"]
 few = settings(max_examples=50)
 pair_of_masks = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
     lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 1))] * 2)
 )
-IN_PX = [name for name in evaluation.METRICS if not name.endswith("_mm")]
-IN_MM = [name for name in evaluation.METRICS if name.endswith("_mm")]
-EMPTY, FULL = np.zeros((3, 4), np.uint8), np.ones((3, 4), np.uint8)  # the diagonal is 5
-# Every combination of an empty and a full mask: prediction, truth, and all scores.
-EMPTY_CASES = {
-    "both empty": (EMPTY, EMPTY, [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]),
-    "empty prediction": (EMPTY, FULL, [0, 0, 0, 0, 0, 5, 5, 5, -100, -100]),
-    "empty truth": (FULL, EMPTY, [0, 0, 0, 0, 0, 5, 5, 5, 100, 100]),
-    "neither empty": (FULL, FULL, [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]),
-}
 
 
 def bright(image):
@@ -33,15 +31,47 @@ def bright(image):
     return np.uint8(image > 127)
 
 
-def pixel_sizes(**rows):
-    """A table of pixel sizes: (pixel_mm, head_circumference_mm) by name."""
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["pixel_mm", "head_circumference_mm"], dtype=float)
+class Bright(nn.Module):
+    """A network without a secret: pixels brighter than the middle are tumor. It treats every pixel alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return 40 * (x - self.middle)
 
 
-def rectangle(top, bottom, left, right, size=(20, 30)):
-    mask = np.zeros(size, np.uint8)
-    mask[top:bottom, left:right] = 1
-    return mask
+class Ramp(Bright):
+    """Believes the right half; the opposite of mirror-symmetric."""
+
+    def forward(self, x):
+        return torch.linspace(-3, 3, x.shape[-1]).expand_as(x) + 0 * self.middle
+
+
+class Brightness(Bright):
+    """An image's logits follow its own mean only."""
+
+    def forward(self, x):
+        return x.mean(dim=(1, 2, 3), keepdim=True).expand_as(x) - self.middle
+
+
+class Soft(Bright):
+    """Sure of nothing, so that every threshold makes another mask."""
+
+    def forward(self, x):
+        return 4 * (x - self.middle)
+
+
+def disc(height=37, width=53):
+    """A grey frame with a bright disc, and the disc."""
+    mask = cv2.circle(np.zeros((height, width), np.uint8), (width // 2, height // 2), min(height, width) // 3, 1, -1)
+    return (20 + 200 * mask).astype(np.uint8), mask
+
+
+def table_of(*rows):
+    """A table of scores: name, examination, Dice, IoU, and the pixels of both masks."""
+    return pd.DataFrame(rows, columns=["image_id", "examination", *SCORES])
 
 
 # One mask
@@ -68,13 +98,12 @@ def test_the_extremes_of_a_score(score):
 def test_scores_equal_those_of_scikit_learn(masks):
     prediction, truth = masks
     flat = truth.ravel(), prediction.ravel()
-    scores = evaluation.score_masks(prediction, truth)
+    scores = evaluation.overlap_scores(prediction, truth, np.nan)
+    assert list(scores) == SCORES
     assert evaluation.dice_score(prediction, truth) == scores["dice"] == pytest.approx(f1_score(*flat, zero_division=1))
     assert evaluation.iou_score(prediction, truth) == scores["iou"]
     assert scores["iou"] == pytest.approx(jaccard_score(*flat, zero_division=1))
-    agree = float(truth.any() == prediction.any())  # scikit-learn's word for 0 / 0 is ours to choose
-    assert scores["precision"] == pytest.approx(precision_score(*flat, zero_division=agree))
-    assert scores["recall"] == pytest.approx(recall_score(*flat, zero_division=agree))
+    assert (scores["truth_pixels"], scores["predicted_pixels"]) == (truth.sum(), prediction.sum())
 
 
 @few
@@ -86,14 +115,13 @@ def test_scores_are_symmetric_bounded_and_tied_to_each_other(masks):
     assert 0 <= iou <= dice <= 1
     assert iou == pytest.approx(dice / (2 - dice))
     assert dice == evaluation.dice_score(prediction[:, ::-1].astype(bool), truth[:, ::-1])
-    there, back = evaluation.score_masks(prediction, truth), evaluation.score_masks(truth, prediction)
-    assert (there["precision"], there["recall"]) == (back["recall"], back["precision"])
-    for name in ("nsd", "hd95_px", "assd_px", "centroid_error_px"):
-        assert there[name] == pytest.approx(back[name])
-    assert there["area_error_percent"] * back["area_error_percent"] <= 0
 
 
-@pytest.mark.parametrize("score", [evaluation.dice_score, evaluation.iou_score, evaluation.score_masks])
+def overlap(prediction, truth):
+    return evaluation.overlap_scores(prediction, truth, 0.1)
+
+
+@pytest.mark.parametrize("score", [evaluation.dice_score, evaluation.iou_score, overlap])
 def test_masks_that_cannot_be_scored_are_refused(score):
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
         score(np.zeros((2, 3)), np.zeros((3, 2)))
@@ -103,160 +131,24 @@ def test_masks_that_cannot_be_scored_are_refused(score):
         score(np.ones((2, 2)), np.full((2, 2), 0.5))
 
 
-def test_every_score_of_a_rectangle_worked_by_hand():
-    # 8 × 12 against the same three columns further and one row longer: 8 × 9 shared.
-    truth, prediction = rectangle(4, 12, 5, 17), rectangle(4, 13, 8, 20)
-    scores = evaluation.score_masks(prediction, truth)
-    assert scores["dice"] == pytest.approx(2 * 72 / (96 + 108)) and scores["iou"] == pytest.approx(72 / (96 + 108 - 72))
-    assert scores["precision"] == pytest.approx(72 / 108) and scores["recall"] == pytest.approx(72 / 96)
-    assert scores["centroid_error_px"] == pytest.approx(np.hypot(3, 0.5))
-    assert scores["area_error_percent"] == pytest.approx(100 * (108 - 96) / 96)
-    assert scores["hd95_px"] == 3 and scores["nsd"] == 1
-    assert (scores["truth_pixels"], scores["predicted_pixels"]) == (96, 108)
-
-
-@pytest.mark.parametrize(("prediction", "error"), [((4, 12, 5, 11), -50), ((4, 12, 5, 17), 0), ((0, 16, 5, 17), 100)])
-def test_an_area_error_is_negative_where_the_prediction_is_too_small(prediction, error):
-    assert evaluation.score_masks(rectangle(*prediction), rectangle(4, 12, 5, 17))["area_error_percent"] == error
-
-
-def test_a_centroid_error_follows_a_shift_and_not_a_growth():
-    truth = ellipse_mask(90, 60, 40, 30, 20)
-    shifted, grown = ellipse_mask(93, 56, 40, 30, 20), ellipse_mask(90, 60, 45, 35, 20)
-    assert evaluation.score_masks(shifted, truth)["centroid_error_px"] == pytest.approx(5)
-    assert evaluation.score_masks(grown, truth)["centroid_error_px"] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_circumference_error_is_that_of_the_ellipses_in_percent_of_the_truths():
-    # Masks reach 1.27 px beyond the ellipses that were measured: half axes 40 and 30, and a tenth more.
-    small, large = ellipse_mask(90, 60, 41.27, 31.27, 30), ellipse_mask(90, 60, 45.27, 34.27, 30)
-    larger, smaller = evaluation.score_masks(large, small), evaluation.score_masks(small, large)
-    assert larger["circumference_error_percent"] == pytest.approx(10, abs=0.4)
-    assert smaller["circumference_error_percent"] == pytest.approx(-100 / 11, abs=0.4)
-    assert larger["circumference_px"] == smaller["truth_circumference_px"] > larger["truth_circumference_px"]
-
-
-def test_the_tolerance_of_the_surface_dice_is_in_px():
-    lines = rectangle(0, 20, 9, 10), rectangle(0, 20, 13, 14)  # 4 px apart
-    assert [evaluation.score_masks(*lines, tolerance=tolerance)["nsd"] for tolerance in (3.9, 4)] == [0, 1]
-    assert evaluation.score_masks(*lines)["nsd"] == 1  # at 5 px
-
-
-@pytest.mark.parametrize("case", EMPTY_CASES)
-def test_of_empty_masks_every_score_is_what_the_convention_says(case):
-    prediction, truth, expected = EMPTY_CASES[case]
-    # A frame full of mask has no border inside of it, so that no ellipse fits: these circumferences are given.
-    if not case.startswith(("both", "neither")):
-        prediction, truth = (ellipse_mask(90, 60, 40, 30, 0) * mask[0, 0] for mask in (prediction, truth))
-        expected = [np.hypot(120, 180) if value == 5 else value for value in expected]
-    scores = evaluation.score_masks(prediction, truth)
-    assert [scores[name] for name in IN_PX] == expected
-    in_mm = evaluation.score_masks(prediction, truth, pixel_mm=0.5)
-    assert in_mm["nsd_mm"] == scores["nsd"]
-    for name in ("hd95", "assd", "centroid_error"):
-        assert in_mm[f"{name}_mm"] == scores[f"{name}_px"] / 2
-    for size, mask in (("truth", truth), ("predicted", prediction)):
-        assert scores[f"{size}_pixels"] == mask.sum()
-
-
-def test_scores_in_mm_are_those_in_px_times_the_size_of_a_pixel():
-    truth, prediction = ellipse_mask(90, 60, 40, 30, 20), ellipse_mask(93, 56, 44, 29, 10)
-    in_px, in_mm = evaluation.score_masks(prediction, truth), evaluation.score_masks(prediction, truth, pixel_mm=0.3)
-    assert not [name for name in in_px if name.endswith("_mm")]
-    for name in ("hd95", "assd", "centroid_error"):
-        assert in_mm[f"{name}_mm"] == pytest.approx(0.3 * in_px[f"{name}_px"]) and in_mm[f"{name}_mm"] > 0
-    assert {name: in_mm[name] for name in in_px} == in_px
-
-
-@pytest.mark.parametrize(("pixel_mm", "right"), [(0.26, 0), (0.25, 1), (0.1, 1)])
-def test_the_surface_dice_in_mm_counts_what_is_off_by_a_millimetre_as_right(pixel_mm, right):
-    lines = rectangle(0, 20, 9, 10), rectangle(0, 20, 13, 14)  # 4 px apart
-    scores = evaluation.score_masks(*lines, tolerance=3, pixel_mm=pixel_mm)
-    assert scores["nsd_mm"] == right and scores["nsd"] == 0
-
-
 # Many masks
 
 
-def masks_by_name(**pairs):
-    return [(name, name[0], lambda pair=pair: pair) for name, pair in pairs.items()]
-
-
-def test_a_table_has_a_row_per_image_in_order_with_the_scores_of_its_masks():
-    pairs = {"b1": (FULL, FULL), "a2": (EMPTY, FULL), "a1": (ellipse_mask(9, 9, 5, 4, 0), ellipse_mask(8, 9, 5, 4, 0))}
-    table = evaluation.score_table(masks_by_name(**pairs), tolerance=2.0)
-    assert list(table.image_id) == ["b1", "a2", "a1"] and list(table.examination) == ["b", "a", "a"]
-    assert list(table.columns) == ["image_id", "examination", *IN_PX, *evaluation.SIZES]
-    for row, pair in zip(table.to_dict("records"), pairs.values(), strict=True):
-        assert row.items() >= evaluation.score_masks(*pair, tolerance=2.0).items()
-
-
-def test_an_image_without_masks_has_no_row():
-    table = evaluation.score_table(masks_by_name(a1=None, a2=(FULL, FULL)))
-    assert list(table.image_id) == ["a2"]
-
-
-@pytest.mark.parametrize("sizes", [None, pixel_sizes(a1=(0.2, 100))])
-def test_a_table_of_no_image_is_empty(sizes):
-    for masks in ([], masks_by_name(a1=None)):
-        assert evaluation.score_table(masks, sizes).empty
-
-
-def test_a_table_has_scores_in_mm_where_the_size_of_a_pixel_is_known():
-    masks = ellipse_mask(93, 60, 45, 35, 20), ellipse_mask(90, 60, 40, 30, 20)
-    plain = evaluation.score_masks(*masks)
-    true_mm = 0.2 * plain["truth_circumference_px"]
-    sizes = pixel_sizes(a1=(0.2, np.nan), a2=(0.2, 1.01 * true_mm), other=(9, 9))
-    table = evaluation.score_table(masks_by_name(a1=masks, b1=masks, a2=masks), sizes).set_index("image_id")
-    assert set(IN_MM) <= set(table.columns) and list(table.index) == ["a1", "b1", "a2"]
-    in_mm = [*IN_MM, "pixel_mm", "circumference_mm", "truth_circumference_mm"]
-    assert table.loc["b1", in_mm].isna().all() and not table.loc[["a1", "a2"], in_mm].isna().any(axis=None)
-    assert not table[IN_PX].isna().any(axis=None)
-    assert (table.pixel_mm[["a1", "a2"]] == 0.2).all()
-    assert table.hd95_mm["a1"] == pytest.approx(0.2 * plain["hd95_px"])
-    predicted_mm = 0.2 * plain["circumference_px"]
-    for name, true in (("a1", true_mm), ("a2", 1.01 * true_mm)):  # what is published goes before the mask
-        assert table.circumference_mm[name] == pytest.approx(predicted_mm)
-        assert table.truth_circumference_mm[name] == pytest.approx(true)
-        assert table.circumference_error_mm[name] == pytest.approx(predicted_mm - true)
-
-
-def test_an_empty_mask_does_not_make_published_circumferences_wrong():
-    head = ellipse_mask(90, 60, 40, 30, 0)
-    table = evaluation.score_table(masks_by_name(a1=(head, 0 * head)), pixel_sizes(a1=(0.2, 43.0)))
-    assert table.truth_circumference_mm[0] == 43 and table.circumference_error_percent[0] == 100
-
-
-def test_a_table_of_other_images_pixel_sizes_still_scores_in_px():
-    table = evaluation.score_table(masks_by_name(a1=(FULL, FULL)), pixel_sizes(b1=(0.2, 170)))
-    assert table.dice.tolist() == [1] and table.circumference_error_mm.isna().all()
-    assert summaries.summarise(table)["scores"].keys() == set(IN_PX)
-
-
-def test_the_order_in_which_a_pool_reads_does_not_change_the_table():
-    def backwards(function, items):
-        return [function(item) for item in list(items)[::-1]][::-1]
-
-    masks = masks_by_name(a1=(FULL, FULL), a2=(EMPTY, FULL))
-    pd.testing.assert_frame_equal(evaluation.score_table(masks, over=backwards), evaluation.score_table(masks))
-
-
-def test_predictions_of_another_split_do_not_stay_beside_those_of_this_one(bright_run, tmp_path):
-    for name in ("999_HC_pred.png", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    pairs = evaluation.usable_pairs(bright_run)
-    evaluation.score_pairs(bright, pairs, save_to=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_pred.png" for name in pairs.image_id} | {"notes.txt"}
-
-
-def test_pairs_of_the_test_split_are_scored_at_their_own_size(bright_run, tmp_path):
-    pairs = evaluation.usable_pairs(bright_run)
+@pytest.fixture(scope="module")
+def held_out(bright_run):
+    """Rows of the test split; two or more, so that an order can be wrong."""
+    pairs = verification.usable_pairs(bright_run, "test")
     assert len(pairs) >= 2 and set(pairs.split) == {"test"}
-    scores = evaluation.score_pairs(bright, pairs, save_to=tmp_path)
-    assert list(scores.columns) == ["image_id", "examination", *IN_PX, *evaluation.SIZES]
-    assert list(scores.image_id) == list(pairs.image_id) and list(scores.examination) == list(pairs.examination)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}_pred.png" for name in pairs.image_id)
-    for pair, row in zip(pairs.itertuples(), scores.itertuples(), strict=True):
+    return pairs
+
+
+def test_pairs_are_scored_at_their_own_size_and_their_predictions_written(held_out, tmp_path):
+    scores = evaluation.score_pairs(bright, held_out, save_to=tmp_path)
+    assert list(scores.columns) == ["image_id", "examination", *SCORES]
+    assert list(scores.image_id) == list(held_out.image_id)
+    assert list(scores.examination) == list(held_out.examination)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_pred.png" for name in held_out.image_id}
+    for pair, row in zip(held_out.itertuples(), scores.itertuples(), strict=True):
         written = cv2.imread(str(tmp_path / f"{pair.image_id}_pred.png"), cv2.IMREAD_UNCHANGED)
         assert written.shape == (108, 160) and written.dtype == np.uint8 and set(np.unique(written)) == {0, 255}
         _, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
@@ -266,33 +158,423 @@ def test_pairs_of_the_test_split_are_scored_at_their_own_size(bright_run, tmp_pa
         assert (row.truth_pixels, row.predicted_pixels) == (truth.sum(), (written > 0).sum())
 
 
-def test_pairs_are_scored_in_mm_and_at_the_tolerance_that_is_given(bright_run):
-    def too_large(image):
-        return cv2.dilate(bright(image), np.ones((7, 7)))  # by 3 px to every side
-
-    pairs = evaluation.usable_pairs(bright_run)
-    sizes = pixel_sizes(**{name: (0.5, np.nan) for name in pairs.image_id})
-    scores = evaluation.score_pairs(too_large, pairs, sizes, tolerance=2.0)
-    assert (scores.nsd_mm == scores.nsd).all() and (scores.hd95_mm == scores.hd95_px / 2).all()
-    assert (scores.nsd < 0.5).all() and (scores.recall > 0.99).all() and (scores.area_error_percent > 10).all()
-    assert (evaluation.score_pairs(too_large, pairs, sizes).nsd > 0.9).all()
-    for pair, row in zip(pairs.itertuples(), scores.itertuples(), strict=True):
-        _, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        true_mm = 0.5 * biometry.head_circumference(truth)
-        assert row.truth_circumference_mm == pytest.approx(true_mm) and true_mm > 50
+def test_predictions_of_another_split_do_not_stay_beside_those_of_this_one(held_out, tmp_path):
+    for name in ("999_HC_pred.png", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    evaluation.score_pairs(bright, held_out, save_to=tmp_path)
+    expected = {f"{name}_pred.png" for name in held_out.image_id} | {"notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
 
 
-def test_a_pair_with_an_error_in_the_verification_is_not_scored(bright_run, tmp_path):
-    pairs = evaluation.usable_pairs(bright_run)
-    excluded = pairs.image_id.iloc[0]
-    findings = pd.DataFrame({"image_id": [excluded], "check": ["x"], "severity": ["error"], "detail": ["x"]})
-    try:
-        findings.to_csv(bright_run / "verification.csv", index=False)
-        assert list(evaluation.usable_pairs(bright_run).image_id) == list(pairs.image_id[1:])
-    finally:
-        (bright_run / "verification.csv").unlink()
+def test_a_score_of_ones_own_adds_its_columns(held_out):
+    seen = []
+
+    def width_of(prediction, truth, pixel_mm):
+        seen.append((prediction.shape, truth.shape, prediction.any(), truth.any()))
+        columns = np.flatnonzero(truth.any(axis=0))
+        return {"width_mm": pixel_mm * (columns[-1] - columns[0] + 1), "pixel_mm": pixel_mm}
+
+    first = held_out.image_id.iloc[0]
+    for sizes in (pd.Series({first: 0.25, "other": 9.0}), {first: 0.25}):
+        both = evaluation.score_pairs(bright, held_out, [evaluation.overlap_scores, width_of], sizes)
+        assert list(both.columns) == ["image_id", "examination", *SCORES, "width_mm", "pixel_mm"]
+        table = both.set_index("image_id")
+        assert table.pixel_mm[first] == 0.25 and table.width_mm[first] >= 0.25 * 2 * 18  # the least half axis is 18 px
+        assert table.pixel_mm.iloc[1:].isna().all() and table.width_mm.iloc[1:].isna().all()
+    assert set(seen) == {((108, 160), (108, 160), True, True)}
+    alone = evaluation.score_pairs(bright, held_out, [width_of])
+    assert list(alone.columns) == ["image_id", "examination", "width_mm", "pixel_mm"] and alone.pixel_mm.isna().all()
 
 
-def test_usable_pairs_are_those_of_the_split_that_is_asked_for(bright_run):
-    train, test = (set(evaluation.usable_pairs(bright_run, split).image_id) for split in ("train", "test"))
-    assert train and test and not train & test
+# What becomes of the regions of a mask
+
+
+@few
+@given(st.floats(40, 140), st.floats(30, 90), st.floats(12, 50), st.floats(0.5, 1), st.floats(0, 180))
+def test_the_ellipse_of_an_ellipse_is_itself_also_where_the_frame_cuts_it(x, y, a, ratio, turn):
+    mask = ellipse_mask(x, y, a, ratio * a, turn)
+    assert dice_score(evaluation.fit_ellipse(mask), mask) > 0.97
+
+
+def test_the_ellipse_smooths_away_what_wobbles():
+    truth = ellipse_mask(90, 60, 60, 40, 20)
+    angles = np.arctan2(*np.mgrid[-60:60, -90:90])
+    outer, inner = (ellipse_mask(90, 60, 60 + more, 40 + more, 20) for more in (2.5, -2.5))
+    wobbling = np.where(np.sin(9 * angles) > 0, outer, inner)
+    before, after = (dice_score(mask, truth) for mask in (wobbling, evaluation.fit_ellipse(wobbling)))
+    assert before < 0.96 and after > 0.985
+
+
+def test_what_is_no_ellipse_or_too_small_for_one_is_kept():
+    cross = np.zeros((60, 60), np.uint8)
+    cross[28:32], cross[:, 28:32] = 1, 1
+    dots = np.zeros((9, 9), np.uint8)
+    dots[4, 4:6] = 1
+    for mask in (cross, dots, np.zeros((5, 5), np.uint8), np.ones((5, 5), np.uint8)):
+        np.testing.assert_array_equal(evaluation.fit_ellipse(mask), mask)
+
+
+@pytest.mark.parametrize(("arm", "kept"), [(35, True), (40, False)])  # Dice with its own ellipse 0.78 and 0.82
+def test_a_region_counts_as_an_ellipse_from_a_dice_of_four_fifths_on(arm, kept):
+    corner = np.zeros((120, 180), np.uint8)
+    corner[20:100, 60 : 60 + arm], corner[100 - arm : 100, 60:140] = 1, 1
+    assert np.array_equal(evaluation.fit_ellipse(corner), corner) == kept
+
+
+def test_cutting_keeps_the_largest_region_before_its_ellipse_is_fitted():
+    probability = np.maximum(0.9 * ellipse_mask(60, 60, 30, 20, 0), 0.8 * ellipse_mask(150, 100, 8, 8, 0))
+    fitted = evaluation.cut(probability, 0.5, region="ellipse")
+    assert fitted[100, 150] == 0 and dice_score(fitted, ellipse_mask(60, 60, 30, 20, 0)) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "a", "b"), [(150, 60, 20, 16), (30, 60, 20, 16), (150, 24, 20, 16), (150, 60, 26, 56)]
+)
+def test_of_a_head_and_a_body_the_ellipse_of_the_head_is_kept(x, y, a, b):
+    head, body = ellipse_mask(x, y, a, b, 0), np.zeros((120, 180), np.uint8)
+    body[30:90, 60:100], body[70:90, 60:115] = 1, 1  # an L
+    assert head.sum() > 1.5 * body.sum() or body.sum() > 2 * head.sum()
+    fitted = evaluation.cut(0.9 * np.maximum(head, body), region="ellipse")
+    assert dice_score(fitted, head) > 0.97
+
+
+def test_neither_a_speck_nor_a_band_at_the_edge_is_taken_for_a_head():
+    head = ellipse_mask(60, 60, 40, 30, 0)
+    bitten = head.copy()
+    bitten[60:, 60:] = 0  # a quarter is missing, so that specks are rounder
+    band = np.zeros((120, 180), np.uint8)
+    band[:, 172:] = 1
+    for radius, is_head in ((9, False), (16, True)):  # a tenth of the bitten head's pixels, and more than a fifth
+        fitted = evaluation.fit_ellipse(bitten | ellipse_mask(150, 60, radius, radius, 0))
+        assert bool(fitted[60, 150]) == is_head and bool(fitted[40, 40]) != is_head
+    for other in (head, bitten):
+        fitted = evaluation.fit_ellipse(other | band)
+        assert fitted[40, 40] and not fitted[:, 170:].any()
+
+
+def test_where_no_region_is_an_ellipse_the_largest_is_kept_as_it_is():
+    cross = np.zeros((60, 120), np.uint8)
+    cross[28:32, :60], cross[:, 28:32], cross[10:14, 80:], cross[:50, 98:102] = 1, 1, 1, 1
+    kept = evaluation.cut(cross, region="ellipse")
+    assert np.array_equal(kept, evaluation.largest_component(cross)) and kept.sum() < cross.sum()
+
+
+def test_the_largest_component_keeps_one_region_whole():
+    mask = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]])
+    assert evaluation.largest_component(mask).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
+
+
+def test_pixels_that_touch_at_a_corner_belong_together():
+    mask = np.array([[1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
+    assert evaluation.largest_component(mask).tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
+
+
+def test_of_two_largest_components_exactly_one_is_kept():
+    kept = evaluation.largest_component(np.array([[1, 1, 0, 1, 1]]))
+    assert kept.tolist() in ([[1, 1, 0, 0, 0]], [[0, 0, 0, 1, 1]])
+
+
+def test_an_empty_mask_and_a_single_region_stay_as_they_are():
+    for mask in (np.zeros((3, 4), bool), disc()[1]):
+        kept = evaluation.largest_component(mask)
+        assert kept.dtype == np.uint8 and np.array_equal(kept, mask)
+
+
+def test_holes_of_the_largest_region_are_filled_and_the_rest_is_dropped():
+    drawn = ["0000000000", "0111110011", "0100010011", "0101010000", "0111110110", "0000000100"]
+    filled = ["0000000000", "0111110000", "0111110000", "0111110000", "0111110000", "0000000000"]
+    mask = np.array([[int(pixel) for pixel in row] for row in drawn])
+    assert evaluation.filled_component(mask).tolist() == [[int(pixel) for pixel in row] for row in filled]
+    assert evaluation.filled_component(mask).dtype == np.uint8
+
+
+def test_what_is_open_to_the_frame_is_no_hole_and_an_empty_mask_stays_empty():
+    bay = np.array([[1, 0, 1], [1, 0, 1], [1, 1, 1]])
+    assert np.array_equal(evaluation.filled_component(bay), bay)
+    assert not evaluation.filled_component(np.zeros((4, 5), np.uint8)).any()
+
+
+def test_each_step_of_a_cut_does_what_it_is_called():
+    head = ellipse_mask(60, 60, 40, 30, 0)
+    head[58:62, 85:] = 0  # a bay, which only the ellipse closes
+    block = np.zeros_like(head)
+    block[90:110, 130:170], block[95:100, 140:150] = 1, 0  # holds a hole
+    probability = 0.9 * block + 0.7 * head
+    every, largest, filled, ellipse = (evaluation.cut(probability, 0.6, region) for region in evaluation.REGIONS)
+    assert np.array_equal(every, block | head)
+    assert np.array_equal(largest, head) and np.array_equal(filled, head)
+    assert ellipse[60, 92] and dice_score(ellipse, ellipse_mask(60, 60, 40, 30, 0)) > 0.97
+    whole = block.copy()
+    whole[95:100, 140:150] = 1
+    assert np.array_equal(evaluation.cut(probability, 0.8, "largest"), block)
+    assert np.array_equal(evaluation.cut(probability, 0.8, "filled"), whole)
+    for region in evaluation.REGIONS:
+        mask = evaluation.cut(probability, 0.6, region)
+        assert mask.dtype == np.uint8 and mask.shape == head.shape and set(np.unique(mask)) == {0, 1}
+        assert not evaluation.cut(probability, 0.95, region).any()
+
+
+def test_a_map_is_cut_at_the_threshold_itself_included():
+    probability = np.array([[0.5, 0.49, 0.7, 0.0, 0.5]])
+    assert evaluation.cut(probability, 0.5, region="every").tolist() == [[1, 0, 1, 0, 1]]
+    assert evaluation.cut([[0.9, 0.9, 0.1, 0.9]], 0.5).tolist() == [[1, 1, 0, 0]]
+
+
+def test_a_step_that_there_is_not_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="'elipse' is none of every, largest, filled, ellipse"):
+        evaluation.cut([[0.5]], region="elipse")
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("fit", ["scale", "pad"])
+@pytest.mark.parametrize("size", [(37, 53), (108, 161), (541, 799), (61, 31), (1, 1)])
+def test_a_prediction_has_the_images_own_size(size, fit):
+    image, _ = disc(*size)
+    probability = evaluation.predict_image(Bright(), image, CANVAS | {"fit": fit})
+    assert probability.shape == size and probability.dtype == np.float32
+    assert probability.min() >= 0 and probability.max() <= 1
+
+
+@pytest.mark.parametrize("fit", ["scale", "pad"])
+def test_a_prediction_lies_where_the_image_has_it(fit):
+    image, mask = disc(85, 127)
+    canvas = {"width": 128, "height": 96, "fit": fit}
+    cut = evaluation.cut(evaluation.predict_image(Bright(), image, canvas))
+    assert dice_score(cut, mask) >= (1 if fit == "pad" else 0.98)
+
+
+def test_what_padding_crops_away_is_background():
+    probability = evaluation.predict_image(Bright(), np.full((40, 70), 255, np.uint8), CANVAS | {"fit": "pad"})
+    assert (probability[4:36, 11:59] > 0.99).all()
+    probability[4:36, 11:59] = 0
+    assert not probability.any()
+
+
+@pytest.mark.parametrize("network", [Bright(), Brightness()])
+def test_predictions_do_not_depend_on_the_batch_size(network):
+    canvases = np.random.default_rng(0).integers(0, 256, (7, 16, 24), dtype=np.uint8)
+    one_by_one = evaluation.predict_canvases(network, canvases, batch_size=1)
+    assert one_by_one.shape == (7, 16, 24)
+    for size in (2, 3, 7, 99):
+        np.testing.assert_allclose(evaluation.predict_canvases(network, canvases, batch_size=size), one_by_one, 1e-6)
+
+
+def test_predicting_uses_the_running_statistics_of_batch_normalisation():
+    network = nn.Sequential(nn.BatchNorm2d(1)).train()
+    canvases = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
+    expected = 1 / (1 + np.exp(canvases / -255))  # mean 0 and variance 1, as initialised
+    np.testing.assert_allclose(evaluation.predict_canvases(network, canvases), expected, atol=1e-4)
+
+
+def test_flip_averaging_changes_nothing_for_a_network_that_treats_left_and_right_alike():
+    canvases = np.random.default_rng(0).integers(0, 256, (3, 16, 24), dtype=np.uint8)
+    plain = evaluation.predict_canvases(Bright(), canvases)
+    assert np.array_equal(evaluation.predict_canvases(Bright(), canvases, flip=True), plain)
+
+
+def test_flip_averaging_makes_a_one_sided_network_even():
+    canvases = np.zeros((1, 16, 24), np.uint8)
+    plain = evaluation.predict_canvases(Ramp(), canvases)
+    averaged = evaluation.predict_canvases(Ramp(), canvases, flip=True)
+    np.testing.assert_allclose(averaged, (plain + plain[..., ::-1]) / 2, atol=1e-7)
+    np.testing.assert_allclose(averaged, 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (541, 799), (1, 1)])
+@pytest.mark.parametrize("fit", ["scale", "pad"])
+def test_a_predictor_gives_the_cut_map_of_an_image_at_its_own_size(size, fit):
+    image = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    canvas = CANVAS | {"fit": fit}
+    for flip in (False, True):
+        probability = evaluation.predict_image(Ramp(), image, canvas, flip)
+        mask = evaluation.make_predictor(Ramp(), canvas, 0.6, "every", flip)(image)
+        assert mask.shape == size and mask.dtype == np.uint8 and np.array_equal(mask, probability >= 0.6)
+
+
+# Which cut
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itself(bright_run, flip):
+    pairs = verification.usable_pairs(bright_run, "test").head(2)
+    network = Ramp() if flip else Soft()
+    table = evaluation.score_cuts(network, pairs, CANVAS, flip)
+    assert tuple(table.index) == evaluation.THRESHOLDS and list(table.columns) == list(evaluation.REGIONS)
+    for threshold in (0.25, 0.5, 0.7):
+        for region in table.columns:
+            predict = evaluation.make_predictor(network, CANVAS, threshold, region, flip)
+            expected = evaluation.score_pairs(predict, pairs).dice.mean()
+            assert table.loc[threshold, region] == pytest.approx(expected)
+    assert flip or table.loc[[0.25, 0.5, 0.7]].stack().nunique() >= 9  # else nothing was compared
+
+
+def test_every_twentieth_from_a_fifth_to_four_fifths_is_tried_with_every_step():
+    np.testing.assert_allclose(evaluation.THRESHOLDS, np.arange(4, 17) / 20)
+    assert 0.5 in evaluation.THRESHOLDS and list(evaluation.REGIONS) == ["every", "largest", "filled", "ellipse"]
+
+
+def cuts(**columns):
+    """A table of cuts at 0.3, 0.4, 0.5, 0.7, with the steps in their order."""
+    return pd.DataFrame(columns, index=pd.Index([0.3, 0.4, 0.5, 0.7], name="threshold"))
+
+
+@pytest.mark.parametrize(
+    ("table", "chosen"),
+    [
+        (cuts(every=[0.8, 0.7, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.7, "filled")),
+        (cuts(every=[0.8, 0.95, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.4, "every")),
+        (cuts(every=[0.9, 0.9, 0.8, 0.9], filled=[0.9, 0.9, 0.8, 0.9]), (0.4, "every")),  # towards 0.5, the simpler
+        (cuts(every=[0.9, 0.8, 0.8, 0.8], filled=[0.9, 0.9, 0.8, 0.9]), (0.3, "every")),  # the simpler goes first
+        (cuts(every=[0.9, 0.9, 0.89992, 0.9], filled=[0.9, 0.9, 0.9, 0.9]), (0.5, "every")),  # as good as equal
+        (cuts(every=[0.90006, 0.8, 0.90004, 0.8], filled=[0.8] * 4), (0.5, "every")),
+        (cuts(every=[0.9, 0.8, 0.8998, 0.8], filled=[0.8] * 4), (0.3, "every")),  # a difference
+        (cuts(every=[0.9] * 4, largest=[0.90009] * 4, filled=[0.9003] * 4), (0.5, "filled")),
+    ],
+)
+def test_the_best_cut_is_chosen_and_of_equals_the_simplest_step_and_the_threshold_nearest_to_a_half(table, chosen):
+    assert evaluation.choose_cut(table) == chosen
+
+
+def test_a_threshold_or_a_step_that_is_given_is_kept():
+    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
+    assert evaluation.choose_cut(table) == (0.3, "every")
+    assert evaluation.choose_cut(table, threshold=0.7) == (0.7, "ellipse")
+    assert evaluation.choose_cut(table, region="filled") == (0.5, "filled")
+    assert evaluation.choose_cut(table, threshold=0.4, region="ellipse") == (0.4, "ellipse")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "step"), [(0.62, "ellipse"), (0.58, "filled"), (0.05, "every"), (0.99, "ellipse")]
+)
+def test_a_threshold_that_the_table_lacks_is_kept_with_the_step_of_its_neighbour(threshold, step):
+    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
+    assert evaluation.choose_cut(table, threshold=threshold) == (threshold, step)
+
+
+def test_the_cut_of_a_run_is_that_of_its_own_evaluation_and_else_the_usual(tmp_path):
+    usual = {"threshold": 0.5, "region": "largest", "flip": False}
+    state = {"sha256": "of these weights"}
+    assert evaluation.frozen_cut(tmp_path / "checkpoint.pt", state) == usual
+    stored = {"checkpoint_sha256": "of others", "threshold": 0.3, "region": "ellipse", "parameters": {"flip": True}}
+    write_json(tmp_path / "metrics.json", stored)
+    assert evaluation.frozen_cut(tmp_path / "checkpoint.pt", state) == usual
+    write_json(tmp_path / "metrics.json", stored | {"checkpoint_sha256": "of these weights"})
+    frozen = evaluation.frozen_cut(tmp_path / "checkpoint.pt", state)
+    assert frozen == {"threshold": 0.3, "region": "ellipse", "flip": True}
+
+
+# The interval
+
+
+def test_the_interval_of_two_examinations_worked_by_hand():
+    # Draws AA, AB, BA, BB: means 0, 1/2, 1/2, 1. The middle half of them is 1/2, the outer 95 % reach 0 and 1.
+    assert evaluation.bootstrap_interval([0.0, 1.0], ["A", "B"]) == (0.0, 1.0)
+    assert evaluation.bootstrap_interval([0.0, 1.0], ["A", "B"], level=0.4) == (0.5, 0.5)
+
+
+def test_an_examination_weighs_as_many_images_as_it_has():
+    # A has three images: the mixed draw has the mean 1/4.
+    scores, examinations = [0.0, 0.0, 0.0, 1.0], ["A", "A", "A", "B"]
+    assert evaluation.bootstrap_interval(scores, examinations, level=0.4) == (0.25, 0.25)
+
+
+def test_the_interval_of_a_single_examination_is_its_mean():
+    assert evaluation.bootstrap_interval([0.8, 0.9, 1.0], ["A"] * 3) == pytest.approx((0.9, 0.9))
+
+
+def test_scores_clustered_in_examinations_give_a_wider_interval_than_independent_ones():
+    scores = np.repeat(np.linspace(0.7, 0.95, 10), 8)  # 10 examinations, 8 frames alike in each
+    low, high = evaluation.bootstrap_interval(scores, np.repeat(np.arange(10), 8))
+    alone_low, alone_high = evaluation.bootstrap_interval(scores, np.arange(80))
+    assert (high - low) / (alone_high - alone_low) == pytest.approx(np.sqrt(8), rel=0.15)
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):  # 40 examinations with an effect of their own and 3 frames each, true mean 0
+        scores = np.repeat(rng.normal(0, 1, 40), 3) + rng.normal(0, 0.3, 120)
+        low, high = evaluation.bootstrap_interval(scores, np.repeat(np.arange(40), 3), draws=300, seed=trial)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+@few
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("ABCDEF")), min_size=1, max_size=20))
+def test_the_interval_contains_the_mean_and_stays_within_the_scores(rows):
+    scores, examinations = zip(*rows, strict=True)
+    low, high = evaluation.bootstrap_interval(scores, examinations)
+    assert min(scores) - 1e-9 <= low <= np.mean(scores) + 1e-9
+    assert np.mean(scores) - 1e-9 <= high <= max(scores) + 1e-9
+
+
+def test_the_interval_follows_from_the_seed():
+    rng = np.random.default_rng(0)
+    given_rows = rng.random(30), rng.integers(0, 10, 30)
+    assert evaluation.bootstrap_interval(*given_rows, seed=3) == evaluation.bootstrap_interval(*given_rows, seed=3)
+    assert evaluation.bootstrap_interval(*given_rows, seed=3) != evaluation.bootstrap_interval(*given_rows, seed=4)
+
+
+def test_an_interval_of_nothing_or_of_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="0 scores"):
+        evaluation.bootstrap_interval([], [])
+    with pytest.raises(ValueError, match="2 scores for 1 examinations"):
+        evaluation.bootstrap_interval([0.1, 0.2], ["A"])
+
+
+# The summary
+
+
+def test_metrics_hold_the_means_their_intervals_and_on_how_much_they_rest(tmp_path):
+    scores = table_of(("1", "A", 0.9, 0.82, 9, 9), ("2", "A", 0.7, 0.54, 9, 9), ("3", "B", 0.8, 0.67, 9, 9))
+    summary = evaluation.summarise(scores)
+    evaluation.write_metrics(tmp_path, scores, summary)
+    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    contract = {"mean_dice", "mean_iou", "dice_interval_95", "iou_interval_95", "images", "examinations"}
+    assert contract <= set(stored)
+    assert stored["mean_dice"] == 0.8 and stored["mean_iou"] == pytest.approx(0.6767)
+    assert (stored["images"], stored["examinations"]) == (3, 2)
+    assert stored["dice_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.9, 0.7, 0.8], list("AAB")))
+    assert stored["iou_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.82, 0.54, 0.67], list("AAB")))
+    assert (stored["worst_image"], stored["worst_dice"], stored["median_dice"]) == ("2", 0.7, 0.8)
+    table = pd.read_csv(tmp_path / "metrics.csv", dtype={"image_id": str})
+    pd.testing.assert_frame_equal(table, scores, check_dtype=False)
+
+
+def test_pooled_scores_weigh_pixels_and_means_weigh_images():
+    # A small head missed but for half of it, and a large one that is nearly right: prediction and truth of each.
+    small, large = np.zeros((2, 40, 50), int), np.zeros((2, 40, 50), int)
+    small[0, 2:4, 2:6], small[1, 2:4, 4:8] = 1, 1  # 8 and 8, 4 shared
+    large[0, 5:35, 5:45], large[1, 5:35, 5:43] = 1, 1  # 1200 and 1140, within each other
+    pairs = {"small": small, "large": large}
+    table = table_of(*[(name, name, *overlap(*pair).values()) for name, pair in pairs.items()])
+    summary = evaluation.summarise(table)
+    # Of both, 4 + 1140 pixels are shared, 8 + 1200 predicted, 8 + 1140 true.
+    assert summary["pooled_dice"] == pytest.approx(2 * 1144 / (1208 + 1148), abs=5e-5)
+    assert summary["pooled_iou"] == pytest.approx(1144 / (1208 + 1148 - 1144), abs=5e-5)
+    assert summary["mean_dice"] == pytest.approx((8 / 16 + 2 * 1140 / 2340) / 2, abs=5e-5)
+    assert summary["mean_iou"] == pytest.approx((4 / 12 + 1140 / 1200) / 2, abs=5e-5)
+    assert summary["pooled_dice"] > summary["mean_dice"] + 0.2
+
+
+def test_empty_predictions_and_empty_truths_are_counted():
+    empty, full = np.zeros((3, 4), int), np.ones((3, 4), int)
+    cases = [(empty, empty), (empty, full), (empty, full), (full, empty), (full, full), (full, full)]
+    table = table_of(*[(str(n), str(n), *overlap(*pair).values()) for n, pair in enumerate(cases)])
+    summary = evaluation.summarise(table)
+    assert (summary["empty_predictions"], summary["empty_truths"], summary["images"]) == (3, 2, 6)
+    assert summary["mean_dice"] == 0.5 and summary["pooled_dice"] == pytest.approx(2 * 24 / (36 + 48), abs=5e-5)
+    nothing = evaluation.summarise(table.head(1))
+    assert (nothing["pooled_dice"], nothing["pooled_iou"], nothing["mean_dice"]) == (1, 1, 1)
+
+
+def test_the_intervals_of_a_summary_follow_from_its_draws_and_seed():
+    rng = np.random.default_rng(0)
+    table = table_of(*[(str(n), str(n // 2), dice, dice / (2 - dice), 9, 9) for n, dice in enumerate(rng.random(20))])
+    low, high = evaluation.bootstrap_interval(table.dice, table.examination, draws=150, seed=7)
+    summary = evaluation.summarise(table, draws=150, seed=7)
+    assert summary["dice_interval_95"] == [round(low, 4), round(high, 4)]
+    assert evaluation.summarise(table, draws=150, seed=8)["dice_interval_95"] != summary["dice_interval_95"]
+    assert evaluation.summarise(table, draws=160, seed=7)["dice_interval_95"] != summary["dice_interval_95"]

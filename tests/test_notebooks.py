@@ -1,71 +1,82 @@
 """How the notebooks are stored, what they teach, and that they run: compared, headless, alone, changed."""
 
 import ast
+import contextlib
 import copy
 import importlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
+import symtable
 import sys
+from functools import partial
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
-import yaml
+from click.testing import CliRunner
+from conftest import quick_frame
+from hypothesis import given
+from hypothesis import strategies as st
+from notebook_checks import check_notebook, parameters_cell
 
-from fetalseg_helpers import notebooks, training, workspace
+from fetalseg_helpers import preprocessing, training, verification, workspace
+from fetalseg_helpers.phantoms import dataset
+from fetalseg_helpers.running import lessons
+from fetalseg_helpers.running.parameters import PARAMETERS, check_parameters
 
 ROOT = workspace.project_root()
-LESSONS = notebooks.lessons()
+LESSONS = lessons.lessons()
 NAMES = [path.stem for path in LESSONS]
 OF_ANY_DATA = [path for path in LESSONS if path.stem != "07_phantoms"]
 TAUGHT = {
-    "02_preprocessing": ["fill_outline"],
+    "02_preprocessing": ["fill_holes", "fill_outline"],
     "04_unet": ["ConvBlock", "Down", "Up", "UNet"],
     "05_training": ["dice_loss", "combined_loss", "train_one_epoch", "train_briefly"],
-    "06_evaluation": ["dice_score", "iou_score"],
+    "06_evaluation": ["dice_score", "iou_score", "overlap_scores"],
 }
-SMALL = {"phantoms": 24, "seed": 3}
+SMALL = {
+    "phantoms": 24,
+    "seed": 3,
+    "width": 64,
+    "height": 48,
+    "base_channels": 4,
+    "depth": 3,
+    "epochs": 2,
+    "overfit_steps": 20,
+    "trial_steps": 5,
+    "draws": 200,
+    "shots": 4,
+    "worsened": 2,
+    "leak_steps": 10,
+}
+HOPES = {  # what so few steps need not reach
+    "NO  one pair can be learnt by heart",
+    "NO  it has learnt more than the mean mask",
+    "NO  the network is better than every guess without a network",
+}
+compared = pytest.mark.xdist_group("nbval")
+executed = pytest.mark.xdist_group("notebooks")
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
+def lesson(number):
+    return LESSONS[number - 1]
+
+
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory):
-    """A copy of what git would clone, without runs, as a project of its own."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("notebooks", "fetalseg_helpers"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    return folder
-
-
-def run_in(folder, *command, timeout=1800):
-    """Run a python module in a clone, which comes before the installed package."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONUTF8": "1"}
-    environment.pop("JPY_SESSION_NAME", None)
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=timeout,
-    )
-
-
-def nbval(folder, *names, lax=False):
-    options = ["--nbval-current-env", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-q", "--rootdir", folder]
-    return run_in(
-        folder, "pytest", "--nbval-lax" if lax else "--nbval", *options, *(f"notebooks/{n}.ipynb" for n in names)
-    )
+def is_tagged(cell, tag):
+    return tag in cell.metadata.get("tags", [])
 
 
 # --- how they are stored
@@ -73,7 +84,7 @@ def nbval(folder, *names, lax=False):
 
 @pytest.mark.parametrize("path", LESSONS, ids=NAMES)
 def test_a_notebook_is_stored_as_the_conventions_say(path):
-    assert notebooks.check_notebook(path) == []
+    assert check_notebook(path) == []
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=NAMES)
@@ -110,14 +121,14 @@ def test_no_figure_shows_a_phantom_without_saying_so(path):
 
 
 def test_every_figure_of_the_notebook_on_phantoms_says_phantom():
-    path = next(path for path in LESSONS if path.stem == "07_phantoms")
-    drawing = [cell.source for cell in code_cells(read(path)) if "plotting.show_" in cell.source]
+    cells = [cell.source for cell in code_cells(read(lesson(7)))]
+    drawing = [source for source in cells if re.search(r"\bshow_\w+\(|new_figure\(", source)]
     assert len(drawing) > 10
-    assert all("phantom" in re.sub(r"phantom(_set)?\.", "", source).lower() for source in drawing)
+    assert all("phantom" in re.sub(r"phantoms?\.", "", source).lower() for source in drawing)
 
 
 def test_the_course_is_the_first_six_notebooks():
-    assert [path.name[:2] for path in LESSONS[: notebooks.CORE]] == ["01", "02", "03", "04", "05", "06"]
+    assert [path.name[:2] for path in LESSONS[: lessons.CORE]] == ["01", "02", "03", "04", "05", "06"]
 
 
 def spoilt(change):
@@ -147,7 +158,7 @@ def set_source(source):
 
 def set_parameters(line):
     def change(notebook):
-        notebooks.parameters_cell(notebook).source += "\n" + line
+        parameters_cell(notebook).source += "\n" + line
 
     return change
 
@@ -167,7 +178,7 @@ BAD = {
     "unknown parameter": (set_parameters("colour: int = 3  # what"), "no rule"),
     "computed parameter": (set_parameters("seed: int = 1 + len('a')  # what"), "is computed"),
     "bare parameter": (set_parameters("seed = 1"), "is not `name: type = literal"),
-    "no parameters": (lambda n: notebooks.parameters_cell(n).metadata.clear(), "one cell tagged 'parameters'"),
+    "no parameters": (lambda n: parameters_cell(n).metadata.clear(), "one cell tagged 'parameters'"),
     "no kernelspec": (lambda n: n.metadata.pop("kernelspec"), "kernelspec"),
     "widget state": (lambda n: n.metadata.update(widgets={}), "widget state"),
     "late figure": (lambda n: [c.update(outputs=[]) for c in code_cells(n)[:4]], "no figure within"),
@@ -179,7 +190,7 @@ def test_the_format_check_notices(kind, tmp_path):
     change, expected = BAD[kind]
     path = tmp_path / "bad.ipynb"
     nbformat.write(spoilt(change), path)
-    problems = notebooks.check_notebook(path)
+    problems = check_notebook(path)
     assert any(expected in problem for problem in problems), problems
 
 
@@ -198,7 +209,7 @@ def definition(source, name):
 
 
 def taught_cells(path):
-    return [cell.source for cell in code_cells(read(path)) if "taught" in cell.metadata.get("tags", [])]
+    return [cell.source for cell in code_cells(read(path)) if is_tagged(cell, "taught")]
 
 
 @pytest.mark.parametrize("name", TAUGHT)
@@ -214,7 +225,7 @@ def test_a_taught_definition_is_the_package_s(name):
 
 
 def test_a_changed_taught_definition_is_noticed():
-    cell = taught_cells(LESSONS[4])[0]
+    cell = taught_cells(lesson(5))[0]
     assert definition(cell, "dice_loss") != definition(cell.replace("smooth=1.0", "smooth=2.0"), "dice_loss")
 
 
@@ -222,33 +233,81 @@ def test_nothing_is_tagged_taught_elsewhere():
     assert {path.stem for path in LESSONS if taught_cells(path)} == set(TAUGHT)
 
 
+def test_notebook_3_counts_its_questions_in_words():
+    words = {17: "seventeen"}
+    assert f"You asked {words[len(verification.CHECKS)]} questions" in read(lesson(3)).cells[-1].source
+
+
+@pytest.fixture(scope="module")
+def stable_epoch():
+    """The function that notebook 5 defines."""
+    cell = next(cell for cell in code_cells(read(lesson(5))) if cell.source.startswith("def stable_epoch"))
+    names = {}
+    exec(cell.source, names)
+    return names["stable_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [
+        ([0.1, 0.5, 0.90, 0.87, 0.90, 0.905], 5),
+        ([0.9, 0.9, 0.9], 1),
+        ([0.1, 0.9], 2),
+        ([0.9, 0.5], None),
+        ([0.7], 1),
+        ([], None),
+    ],
+)
+def test_the_stable_epoch_worked_by_hand(scores, epoch, stable_epoch):
+    history = pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_dice": scores})
+    assert stable_epoch(history, 0.01) == epoch
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(0, 5))
+def test_from_the_stable_epoch_on_and_not_before_every_dice_is_near_the_best(stable_epoch, scores, tolerance):
+    history = pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_dice": scores})
+    near = [score >= max(scores) - tolerance for score in scores]
+    starts = [number for number in range(1, len(scores) + 1) if all(near[number - 1 :])]
+    assert stable_epoch(history, tolerance) == (starts[0] if starts else None)
+
+
 # --- their parameters
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    known = {name for path in LESSONS for name in notebooks.read_parameters(path)}
-    assert known == set(workspace.PARAMETERS)
+    known = {name for path in LESSONS for name in lessons.read_parameters(path)}
+    assert known == set(PARAMETERS)
 
 
 def test_one_parameter_has_one_default_everywhere():
     defaults = {}
     for path in LESSONS:
-        for name, value in notebooks.read_parameters(path).items():
+        for name, value in lessons.read_parameters(path).items():
             assert defaults.setdefault(name, value) == value, name
-            workspace.check_parameters(**{name: value})
-    assert all(defaults[name] == value for name, value in notebooks.read_preset("quick").items())
+            check_parameters(**{name: value})
+    assert all(defaults[name] == value for name, value in lessons.read_preset("quick").items())
     assert all(defaults[name] == value for name, value in vars(training.Settings()).items())
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_a_parameter_is_never_given_another_value(path):
+    """Otherwise a cell that is run again, or in another order, would give something else."""
+    known = set(lessons.read_parameters(path))
+    for cell in code_cells(read(path)):
+        if not is_tagged(cell, "parameters"):
+            symbols = symtable.symtable(cell.source, path.name, "exec").get_symbols()
+            assert not known & {symbol.get_name() for symbol in symbols if symbol.is_assigned()}, cell.source
 
 
 @pytest.mark.parametrize("name", ["quick", "laptop", "reference"])
 def test_a_preset_holds_known_values_in_range(name):
-    values = notebooks.read_preset(name)
-    workspace.check_parameters(**values)
+    values = lessons.read_preset(name)
+    check_parameters(**values)
     assert values["width"] % 2 ** values["depth"] == 0 == values["height"] % 2 ** values["depth"]
 
 
 def test_the_reference_preset_is_the_mission_s_configuration():
-    preset = notebooks.read_preset("reference")
+    preset = lessons.read_preset("reference")
     expected = {
         "base_channels": 64, "depth": 4, "normalisation": "none", "width": 800, "height": 544, "fit": "pad",
         "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 1e-5, "gradient_norm": 1.0, "epochs": 35,
@@ -262,11 +321,278 @@ def test_papermill_finds_every_parameter_with_its_comment():
 
     for path in LESSONS:
         found = papermill.inspect_notebook(str(path))
-        assert set(found) == set(notebooks.read_parameters(path))
+        assert set(found) == set(lessons.read_parameters(path))
         assert all(entry["help"] for entry in found.values())
 
 
-# --- that they run
+# --- that they run, in this process: all that a kernel would do, without starting one
+
+
+@pytest.fixture(scope="session")
+def folders(made_once):
+    """A folder for run folders, in which the 24 phantoms lie that they share; see `quick_frame`."""
+
+    def write(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset, "draw_frame", quick_frame)
+            dataset.write_phantoms(folder / "phantom_24", 24, 0, processes=1)
+
+    return made_once("notebooks", write)
+
+
+def execute(path, values, *changes, cells=None):
+    """Run a notebook's code cells, figures and tables drawn as Jupyter draws them.
+
+    Parameters
+    ----------
+    values : dict
+        Of the parameters, as papermill injects them; what the notebook does not know is left out.
+    changes : pairs of str
+        Text that stands once in the notebook, and what a student writes in its place.
+    cells : int, optional
+        How many cells; by default all.
+
+    Returns
+    -------
+    (dict, str)
+        The names that the notebook leaves, and what it printed.
+    """
+    known = lessons.read_parameters(path)
+    sources = [(cell.source, is_tagged(cell, "parameters")) for cell in code_cells(read(path))[:cells]]
+    for old, new in changes:
+        assert sum(source.count(old) for source, _ in sources) == 1, old
+        sources = [(source.replace(old, new), tagged) for source, tagged in sources]
+    names, printed = {"__name__": "__main__"}, io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JPY_SESSION_NAME", raising=False)
+        for source, tagged in sources:
+            tree = ast.parse(source)
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, path.name, "exec"), names)
+            shown = eval(compile(ast.Expression(last.value), path.name, "eval"), names) if last else None
+            if hasattr(shown, "savefig"):
+                shown.savefig(io.BytesIO())
+            elif hasattr(shown, "to_html"):
+                shown.to_html()
+            if tagged:
+                names |= {name: value for name, value in values.items() if name in known}
+    return names, printed.getvalue()
+
+
+def assert_promises(printed, hopes=HOPES):
+    lines = printed.splitlines()
+    assert any(line.startswith("yes ") for line in lines)
+    assert {line for line in lines if line.startswith("NO  ")} <= hopes
+
+
+@pytest.fixture(scope="session")
+def alone(folders):
+    """A function that runs a notebook once, with small values, in a run folder of its own; gives names and print."""
+    done = {}
+
+    def run(number):
+        if number not in done:
+            with pytest.MonkeyPatch.context() as patch:
+                if number == 6:  # it trains the network of the defaults, which is not small
+                    patch.setattr(training, "Settings", partial(training.Settings, base_channels=4, depth=3, epochs=12))
+                run_dir = folders / f"alone_{number}_{os.getpid()}"  # several test processes share `folders`
+                done[number] = execute(lesson(number), SMALL | {"run_dir": str(run_dir)})
+        return done[number]
+
+    return run
+
+
+@executed
+@pytest.mark.parametrize("number", range(1, lessons.CORE + 1), ids=NAMES[: lessons.CORE])
+def test_a_notebook_of_the_course_runs_alone_with_other_parameters(number, alone):
+    _, printed = alone(number)
+    assert_promises(printed)
+
+
+@executed
+def test_what_a_notebook_needs_is_made_and_said(alone):
+    for number, made in ((2, ["manifest.csv made"]), (6, ["manifest.csv made", "prepared made", "is being trained"])):
+        _, printed = alone(number)
+        assert all(words in printed for words in made), printed
+
+
+@executed
+def test_notebook_5_trains_what_the_command_line_trains(alone, folders):
+    names, _ = alone(5)
+    run_dir = folders / "command_line"
+    known = {name: SMALL[name] for name in ("phantoms", "seed")}
+    verification.ensure_verified(run_dir, SMALL["width"], SMALL["height"], "scale", data="phantom", **known)
+    history = training.train(training.Trainer(run_dir, names["settings"]), report=str)
+    pd.testing.assert_frame_equal(
+        history.drop(columns="seconds"), names["history"].drop(columns="seconds"), check_exact=True
+    )
+
+
+# What a student changes on the page takes effect in that notebook, and nothing raises.
+
+
+@executed
+def test_another_filling_makes_other_prepared_masks(alone, folders):
+    run_dir = folders / "filling"
+    _, printed = execute(
+        lesson(2),
+        SMALL | {"run_dir": str(run_dir)},
+        ("return cv2.fillConvexPoly(np.zeros_like(line), convex_hull(rest), 1)", "return filled"),
+    )
+    assert_promises(printed, HOPES | {"NO  every prepared mask has both values"})
+    usual, _ = alone(2)
+    masks = [np.load(folder / "prepared" / "masks.npy") for folder in (run_dir, usual["folder"].parent)]
+    changed = [one.sum() != other.sum() for one, other in zip(*masks, strict=True)]
+    assert sum(changed) == 1, "one phantom in 24 has an open outline"
+
+
+@executed
+def test_another_block_is_traced_drawn_and_overfitted(folders):
+    names, printed = execute(
+        lesson(4),
+        SMALL | {"run_dir": str(folders / "block")},
+        ("nn.ReLU(inplace=True),", "nn.LeakyReLU(0.1, inplace=True),\n                nn.Conv2d(out_channels, "
+         "out_channels, kernel_size=1),"),
+    )  # fmt: skip
+    assert_promises(printed, HOPES | {"NO  the paper's widths give 31,030,593 parameters"})
+    assert "LeakyReLU" in str(names["network"]) and "31,030,593" not in printed.split("this notebook's")[0]
+
+
+@executed
+def test_another_loss_epoch_and_network_are_what_is_trained(alone, folders):
+    usual, _ = alone(5)
+    names, printed = execute(
+        lesson(5),
+        SMALL | {"run_dir": str(folders / "loss"), "foreground_weighting": True},
+        ("smooth=1.0", "smooth=1000.0"),
+        ("return total.item() / len(loader.sampler)", "return 7.0"),
+        ("return unet.make_network(base_channels, depth, normalisation)", "return unet.make_network(2, 2, 'none')"),
+    )
+    assert_promises(printed)
+    assert (names["history"].train_loss == 7).all()
+    assert (names["history"].valid_loss < usual["history"].valid_loss).all()
+    assert names["trainer"].network is not usual["trainer"].network and names["trainer"].network.depth == 2
+    weights = [loss.keywords["positive_weight"] for loss in (names["loss_function"], names["trainer"].usual_loss())]
+    assert weights[0] == weights[1] > 1
+    with pytest.raises(workspace.FetalsegError, match="weights of another network"):
+        training.load_network(names["trainer"].folder / "checkpoint.pt")
+
+
+@executed
+def test_another_score_fills_the_metrics(alone, folders):
+    usual, _ = alone(6)
+    folder = folders / "score"
+    shutil.copytree(usual["folder"], folder)
+    _, printed = execute(
+        lesson(6),
+        SMALL | {"run_dir": str(folder)},
+        ("return 2 * both / (predicted + true) if", "return both / (predicted + true) if"),
+        ("    circumference_error,\n]", "    circumference_error,\n    lambda *_: {'mine': 7},\n]"),
+    )
+    assert_promises(printed, HOPES | {"NO  IoU = Dice / (2 - Dice), everywhere"})
+    before, after = (pd.read_csv(path / "metrics.csv") for path in (usual["folder"], folder))
+    assert np.allclose(after.dice, before.dice / 2) and (after.mine == 7).all()
+
+
+@executed
+def test_a_threshold_that_is_given_is_kept_and_said(alone, folders):
+    usual, _ = alone(6)
+    folder = folders / "given"
+    shutil.copytree(usual["folder"], folder)
+    execute(lesson(6), SMALL | {"run_dir": str(folder), "threshold": 0.3})
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["threshold"] == 0.3 and metrics["chosen"] == "threshold given, not chosen"
+    chosen = json.loads((usual["folder"] / "metrics.json").read_text(encoding="utf-8"))["chosen"]
+    assert chosen == "chosen on validation images"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_a_kernel_without_the_package_says_how_to_get_it(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fetalseg_helpers", None)
+    with pytest.raises(ModuleNotFoundError, match="choose the course's kernel, or run `pip install"):
+        execute(path, {}, cells=1)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_a_notebook_of_another_copy_of_the_course_is_refused(path, tmp_path, monkeypatch):
+    (tmp_path / "fetalseg_helpers").mkdir()
+    (tmp_path / "fetalseg_helpers" / "__init__.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(workspace.FetalsegError, match="but the package that it has imported in"):
+        execute(path, {}, cells=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"epochs": "three"}, "epochs is 'three' of type str, but must be a whole number."),
+        ({"augmented": "false"}, "augmented is 'false' of type str, but must be true or false."),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3' of type str, but must be a number."),
+        ({"epochs": 0}, "epochs is 0, but must lie between 1 and 10000."),
+        ({"schedule": "weekly"}, "schedule is 'weekly', but must be one of one-cycle, constant."),
+        (
+            {"width": 128, "height": 100, "depth": 4},
+            "128 × 100 does not divide by 2^4 = 16: use 128 × 96 or 128 × 112, or another depth.",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused_by_the_checking_cell(wrong, sentence, tmp_path):
+    with pytest.raises(workspace.FetalsegError, match=re.escape(sentence)):
+        execute(lesson(5), wrong | {"run_dir": str(tmp_path / "run")}, cells=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_every_parameter_is_checked_before_anything_is_made(path, tmp_path):
+    for name in lessons.read_parameters(path):
+        with pytest.raises(workspace.FetalsegError, match=f"^{name} is "):
+            execute(path, {"run_dir": str(tmp_path / "run")} | {name: None}, cells=3)
+    assert not (tmp_path / "run").exists()
+
+
+@executed
+@pytest.mark.parametrize("preset", ["laptop", "reference"])
+def test_a_preset_is_a_file_for_papermill(preset, folders, tmp_path):
+    """Papermill takes the file, and notebook 2 the values, on a few phantoms."""
+    from papermill.cli import papermill
+
+    path = ROOT / "notebooks" / "presets" / f"{preset}.yaml"
+    out = tmp_path / "out.ipynb"
+    result = CliRunner().invoke(papermill, ["--prepare-only", "-f", str(path), str(lesson(2)), str(out)])
+    assert result.exit_code == 0, result.output
+    injected = {}
+    exec(next(cell.source for cell in code_cells(read(out)) if is_tagged(cell, "injected-parameters")), injected)
+    values = {name: injected[name] for name in lessons.read_preset(preset)}
+    assert values == lessons.read_preset(preset)
+    execute(lesson(2), values | {"phantoms": 24, "run_dir": str(folders / preset)})
+    canvas = preprocessing.read_canvas(folders / preset)
+    assert canvas == {name: values[name] for name in workspace.CANVAS_KEYS}
+
+
+# --- that they run, in kernels
+
+
+@executed
+@pytest.mark.parametrize("number", range(lessons.CORE + 1, len(LESSONS) + 1), ids=NAMES[lessons.CORE :])
+def test_a_deeper_notebook_runs_in_a_kernel_with_other_parameters(number, alone, folders, tmp_path):
+    """In the folder that notebook 6 leaves, whose network they need; `run` does the same with the first six."""
+    usual, _ = alone(6)
+    folder = folders / f"deeper_{number}"
+    shutil.copytree(usual["folder"], folder)
+    path = tmp_path / lesson(number).name
+    text = lesson(number).read_text(encoding="utf-8")
+    if number == 7:  # four trainings, whose length is no parameter
+        assert text.count("steps, short = 200") == 1
+        text = text.replace("steps, short = 200", "steps, short = 10")
+    path.write_text(text, encoding="utf-8")
+    final = lessons.run_lesson(path, folder, SMALL)
+    outputs = [output for cell in code_cells(read(final)) for output in cell.outputs]
+    assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
+    assert_promises("".join(output.get("text", "") for output in outputs))
+    defaults = lessons.read_parameters(lesson(number))
+    assert lessons.read_parameters(final) == defaults  # what was given stands in a cell of its own
 
 
 def test_a_task_that_a_kernel_leaves_behind_is_no_word_on_stderr(tmp_path):
@@ -275,97 +601,42 @@ def test_a_task_that_a_kernel_leaves_behind_is_no_word_on_stderr(tmp_path):
     cells[0].metadata["tags"] = ["parameters"]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=read(LESSONS[0]).metadata)
     nbformat.write(notebook, tmp_path / "07_task.ipynb")
-    final = notebooks.run_lesson(tmp_path / "07_task.ipynb", tmp_path / "run", {})
+    final = lessons.run_lesson(tmp_path / "07_task.ipynb", tmp_path / "run", {})
     assert [output.name for output in code_cells(read(final))[-1].outputs] == ["stdout"]
 
 
-def test_nbval_compares_notebooks_1_to_4(clone):
-    result = nbval(clone, *NAMES[:4])
+def nbval(folder, *names):
+    """Compare stored notebooks of a folder with what they give now."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONUTF8": "1"}
+    for name in ("JPY_SESSION_NAME", "PYTEST_ADDOPTS"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=900"]
+    command += ["-p", "no:cacheprovider", "-q", "--rootdir", folder, *(f"notebooks/{name}.ipynb" for name in names)]
+    return subprocess.run(
+        list(map(str, command)), cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=3600
+    )
+
+
+@compared
+def test_nbval_compares_notebooks_1_to_4(tmp_path):
+    """In a copy of what git would clone, without runs; it comes before the installed package."""
+    hidden = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("notebooks", "fetalseg_helpers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=hidden)
+    result = nbval(tmp_path, *NAMES[:4])
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout and "skipped" not in result.stdout
 
 
-def test_nbval_executes_the_notebooks_that_train(clone):
-    result = nbval(clone, *NAMES[4:7], lax=True)  # 08 trains five more networks: it runs below, with small values
-    assert result.returncode == 0, result.stdout[-3000:]
-    metrics = json.loads((clone / "runs/quick/metrics.json").read_text(encoding="utf-8"))
-    assert metrics["mean_dice"] > 0.95, "the default run promises 0.95 on phantoms"
-
-
-def test_nbval_notices_a_changed_number(clone, tmp_path):
-    folder = tmp_path / "changed"
-    shutil.copytree(clone / "fetalseg_helpers", folder / "fetalseg_helpers")
-    notebook = read(LESSONS[0])
-    cell = next(cell for cell in code_cells(notebook) if "matched over the whole tree" in cell.source)
-    cell.outputs[0].text = cell.outputs[0].text.replace("pairs", "pears")
-    for other in code_cells(notebook):
-        if other is not cell and not {"parameters", "nbval-ignore-output"} & set(other.metadata.get("tags", [])):
-            other.metadata["tags"] = ["nbval-ignore-output"]
-    notebooks.parameters_cell(notebook).source = notebooks.parameters_cell(notebook).source.replace("400", "24")
-    (folder / "notebooks").mkdir()
-    nbformat.write(notebook, folder / "notebooks" / LESSONS[0].name)
-    result = nbval(folder, NAMES[0])
-    assert result.returncode == 1 and "pears" in result.stdout and "1 failed" in result.stdout
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
-def test_a_notebook_runs_alone_with_other_parameters(path, clone, tmp_path):
-    values = SMALL | {
-        "width": 64,
-        "height": 48,
-        "base_channels": 4,
-        "depth": 3,
-        "epochs": 2,
-        "overfit_steps": 20,
-        "trial_steps": 5,
-        "draws": 200,
-        "shots": 4,
-        "worsened": 2,
-        "leak_steps": 10,
-    }
-    known = notebooks.read_parameters(path)
-    given = [text for name, value in values.items() if name in known for text in ("-p", name, str(value))]
-    out = tmp_path / "out.ipynb"
-    result = run_in(clone, "papermill", path, out, "-p", "run_dir", tmp_path / "run", *given, "--no-progress-bar")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert notebooks.read_parameters(out) == known  # the defaults; what papermill gave stands in its own cell
-    promises = "".join(o.get("text", "") for c in code_cells(read(out)) for o in c.outputs if "checks = {" in c.source)
-    hopes = {"NO  one pair can be learnt by heart", "NO  it has learnt more than the mean mask"}
-    hopes |= {"NO  the network is better than every guess without a network"}  # too few steps for any of them
-    assert {line for line in promises.splitlines() if not line.startswith("yes ")} <= hopes and "yes" in promises
-
-
-@pytest.mark.parametrize("preset", ["laptop", "reference"])
-def test_a_preset_is_a_file_for_papermill(preset, clone, tmp_path):
-    """Notebook 2 with the preset's size, on a few phantoms."""
-    presets = yaml.safe_load((ROOT / "notebooks/presets" / f"{preset}.yaml").read_text(encoding="utf-8"))
-    given = ["-f", f"notebooks/presets/{preset}.yaml", "-p", "phantoms", 12, "-p", "run_dir", tmp_path / "run"]
-    result = run_in(
-        clone, "papermill", "notebooks/02_preprocessing.ipynb", tmp_path / "out.ipynb", *given, "--no-progress-bar"
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    made = json.loads((tmp_path / "run/prepared/settings.json").read_text(encoding="utf-8"))
-    assert (made["width"], made["height"], made["fit"]) == (presets["width"], presets["height"], presets["fit"])
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (("-p", "epochs", "three"), "epochs is 'three' of type str, but must be a whole number."),
-        (("-p", "augmented", "false"), "augmented is 'false' of type str, but must be true or false."),
-        (("-y", "learning_rate: 1e-3"), "learning_rate is '1e-3' of type str, but must be a number."),
-        (("-p", "epochs", "0"), "epochs is 0, but must lie between 1 and 10000."),
-        (("-p", "schedule", "weekly"), "schedule is 'weekly', but must be one of one-cycle, constant."),
-        (
-            ("-p", "height", "100"),
-            "128 × 100 does not divide by 2^4 = 16: use 128 × 96 or 128 × 112, or another depth.",
-        ),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
-)
-def test_a_wrong_value_is_refused_by_the_checking_cell(given, sentence, clone, tmp_path):
-    out = tmp_path / "out.ipynb"
-    run = ("-p", "run_dir", tmp_path / "run", "--no-progress-bar")
-    result = run_in(clone, "papermill", "notebooks/05_training.ipynb", out, *run, *given)
-    assert result.returncode != 0 and sentence in result.stderr
-    assert not (tmp_path / "run" / "history.csv").exists()
+@compared
+def test_nbval_notices_a_changed_number_unless_a_cell_may_differ(tmp_path):
+    cells = [nbformat.v4.new_code_cell(f"print({number})") for number in (1, 2)]
+    for count, (cell, text) in enumerate(zip(cells, ("7\n", "8\n"), strict=True), 1):
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        cell.execution_count = count
+    cells[0].metadata["tags"] = ["nbval-ignore-output"]
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=read(LESSONS[0]).metadata)
+    nbformat.write(notebook, tmp_path / "notebooks" / "changed.ipynb")
+    result = nbval(tmp_path, "changed")
+    assert result.returncode == 1 and "1 failed, 1 passed" in result.stdout

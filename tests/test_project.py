@@ -1,8 +1,11 @@
-"""The project as a whole: the same packages everywhere, the same test command, pictures that exist."""
+"""The project as a whole: one list of packages, the same test command everywhere, pictures that exist."""
 
+import ast
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 
 import pytest
 import yaml
@@ -10,22 +13,54 @@ import yaml
 from fetalseg_helpers import workspace
 
 ROOT = workspace.project_root()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DISTRIBUTIONS = {"cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # of modules named otherwise
 
 
 def lines(name):
     return [line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def test_both_environments_list_the_same_packages():
+def names(requirements):
+    return {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
+
+
+def imported(path):
+    """Third-party modules that a Python file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"fetalseg_helpers"}
+
+
+def test_there_is_one_list_of_packages():
+    assert lines("requirements.txt") == ["-e .[tests]"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    from_pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
-    assert from_pip == lines("requirements.txt")
+    assert [entry["pip"] for entry in conda if isinstance(entry, dict)] == [["-r requirements.txt"]]
 
 
 def test_torch_is_pinned_and_everything_else_has_an_upper_bound():
-    requirements = lines("requirements.txt")
-    assert requirements[0] == "torch==2.13.0" and requirements[-1] == "-e ."
-    assert all(re.fullmatch(r"[a-z-]+>=[\d.]+,<[\d.]+", line) for line in requirements[1:-1])
+    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["tests"]
+    assert requirements[0] == "torch==2.13.0"
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", line) for line in requirements[1:])
+
+
+def test_what_the_package_imports_is_in_its_list_and_what_only_tests_need_is_not():
+    needed, for_tests = names(PROJECT["dependencies"]), names(PROJECT["optional-dependencies"]["tests"])
+    modules = {module for path in (ROOT / "fetalseg_helpers").rglob("*.py") for module in imported(path)}
+    optional = {"dask"}  # sweep --dask says how to get it
+    found = {DISTRIBUTIONS.get(module.lower(), module.lower()) for module in modules - optional}
+    assert found <= needed, found - needed
+    assert not needed & for_tests
+    assert {"pytest", "pytest-xdist", "nbval", "hypothesis", "monai", "ruff"} <= for_tests
+
+
+def test_nothing_asks_for_the_version_of_one_of_the_two_opencv_packages():
+    for path in (ROOT / "fetalseg_helpers").rglob("*.py"):
+        assert 'opencv-python"' not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_ci_runs_the_command_that_the_readme_gives():

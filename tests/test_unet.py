@@ -1,4 +1,6 @@
-"""The network: its size, its shapes, its skips, and the sizes that it refuses."""
+"""The network: its size, its shapes, its skips, its layout in memory, and the sizes that it refuses."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fetalseg_helpers import unet
+from fetalseg_helpers import unet, workspace
 from fetalseg_helpers.workspace import FetalsegError
 
 NORMALISATIONS = ("none", "batch")
@@ -127,45 +129,57 @@ def test_the_probability_map_is_the_sigmoid_of_the_logits():
         torch.testing.assert_close(network.probability_map(image), expected)
 
 
-def test_traced_shapes_are_those_worked_by_hand():
-    assert unet.trace_shapes(small(), 32, 48) == [
-        ("first", (4, 32, 48)),
-        ("downs.0", (8, 16, 24)),
-        ("downs.1", (16, 8, 12)),
-        ("ups.0", (8, 16, 24)),
-        ("ups.1", (4, 32, 48)),
-        ("last", (1, 32, 48)),
-    ]
-
-
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_traced_shapes_are_those_of_a_real_pass(normalisation):
-    network, x = small(normalisation, 3, 3).eval(), torch.rand(1, 1, 16, 40)
-    kept = [network.first(x)]
-    for down in network.downs:
-        kept.append(down(kept[-1]))
-    real = [tuple(part.shape[1:]) for part in kept]
-    x = kept.pop()
-    for up in network.ups:
-        x = up(x, kept.pop())
-        real.append(tuple(x.shape[1:]))
-    real.append(tuple(network.last(x).shape[1:]))
-    assert [shape for _, shape in unet.trace_shapes(network, 16, 40)] == real
+def test_every_map_on_the_way_has_the_shape_worked_by_hand(normalisation):
+    network, shapes = small(normalisation).eval(), []
+    parts = [network.first, *network.downs, *network.ups, network.last]
+    for part in parts:
+        part.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
+    network(torch.rand(3, 1, 32, 48))
+    down, up = [(3, 4, 32, 48), (3, 8, 16, 24), (3, 16, 8, 12)], [(3, 8, 16, 24), (3, 4, 32, 48)]
+    assert shapes == [*down, *up, (3, 1, 32, 48)]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("height", [16, 17])
-def test_tracing_leaves_the_network_as_it_was_also_after_an_error(training, height):
-    network = small("batch").train(training)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    if height == 17:
-        with pytest.raises(FetalsegError):
-            unet.trace_shapes(network, height, 24)
-    else:
-        unet.trace_shapes(network, height, 24)
-    assert all(module.training == training for module in network.modules())
-    assert not any(module._forward_hooks for module in network.modules())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+# The layout of the weights
+
+
+def test_weights_are_channels_last_on_cpu_and_cuda_and_contiguous_on_apples_mps():
+    assert workspace.memory_format(torch.device("cpu")) == workspace.memory_format("cuda:1") == torch.channels_last
+    assert workspace.memory_format(torch.device("mps")) == workspace.memory_format("mps:0") == torch.contiguous_format
+
+
+@pytest.mark.parametrize(("device", "layout"), [("cpu", torch.channels_last), ("mps", torch.contiguous_format)])
+def test_a_new_network_goes_to_the_device_that_is_chosen_in_the_layout_of_that_device(monkeypatch, device, layout):
+    asked = []
+
+    def to(self, *args, **options):  # in place of the real one, which would need a Mac
+        asked.append((args, options))
+        return self
+
+    monkeypatch.setattr(unet, "choose_device", lambda: torch.device(device))
+    monkeypatch.setattr(unet.UNet, "to", to)
+    unet.make_network(2, 2, "batch")
+    assert asked == [((torch.device(device),), {"memory_format": layout})]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_weights_of_a_new_network_really_have_that_layout(monkeypatch, layout):
+    monkeypatch.setattr(unet, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(unet, "memory_format", lambda device: layout)
+    wide = [weight for weight in unet.make_network(4, 2, "batch").parameters() if weight.dim() == 4]
+    wide = [weight for weight in wide if min(weight.shape) > 1]  # with one channel both layouts are the same
+    other = {torch.channels_last: torch.contiguous_format, torch.contiguous_format: torch.channels_last}[layout]
+    assert wide and all(weight.is_contiguous(memory_format=layout) for weight in wide)
+    assert not any(weight.is_contiguous(memory_format=other) for weight in wide)
+
+
+def test_only_one_place_of_the_package_decides_about_the_layout():
+    package = Path(unet.__file__).parent
+    naming = {path.name for path in package.rglob("*.py") if "torch.channels_last" in path.read_text(encoding="utf-8")}
+    assert naming == {"workspace.py"}
+
+
+# Its parts
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

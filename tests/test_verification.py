@@ -1,18 +1,19 @@
 """Every check finds what it is for, and nothing where there is nothing."""
 
-import os
-
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import contents, drawn_outline, noise, save_pair
 
-from fetalseg_helpers import loading, phantom_set, preprocessing, verification
+from fetalseg_helpers import loading, preprocessing, verification
+from fetalseg_helpers.phantoms.dataset import DEFECTS
 from fetalseg_helpers.verification import CHECKS, FINDING_COLUMNS
+from fetalseg_helpers.workspace import FetalsegError
 
-KINDS = {kind: kind for kind in phantom_set.DEFECTS} | {"unreadable_image": "unreadable"}
+KINDS = {kind: kind for kind in DEFECTS} | {"unreadable_image": "unreadable"}
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +25,8 @@ def found(findings, check):
     return set(findings.image_id[findings.check == check])
 
 
-def frame(seed, height=60, width=80):
-    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
-
-
-def outline(x=40, y=30, a=20, b=15, height=60, width=80):
-    return cv2.ellipse(np.zeros((height, width), np.uint8), (x, y), (a, b), 0, 0, 360, 255, 2)
-
-
-def save(folder, stem, image, drawn):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in ((f"{stem}.png", image), (f"{stem}_Annotation.png", drawn)):
-        if picture is not None:
-            content = picture if isinstance(picture, bytes) else cv2.imencode(".png", picture)[1].tobytes()
-            (folder / name).write_bytes(content)
+def frame(seed):
+    return noise(seed, 60, 80)
 
 
 def check(folder, **options):
@@ -70,12 +59,6 @@ def test_measurements_have_a_row_for_each_usable_pair(phantom_findings, planted,
     assert measurements.area_fraction.between(0, 1).all() and measurements.mean_inside.between(0, 255).all()
 
 
-def test_phantoms_without_defects_have_nothing_graver_than_a_note(clean_phantoms):
-    findings, measurements = check(clean_phantoms)
-    assert set(findings.severity) <= {"note"}
-    assert len(measurements) == 12
-
-
 def test_findings_name_a_known_check_its_severity_and_a_reason_gravest_first(phantom_findings):
     findings = phantom_findings[0]
     assert list(findings.columns) == FINDING_COLUMNS == ["image_id", "check", "severity", "detail"]
@@ -104,28 +87,27 @@ def test_the_count_lists_every_check_also_without_a_finding(phantom_findings):
 
 
 def test_a_sound_pair_has_no_finding(tmp_path):
-    save(tmp_path, "a", frame(1), outline())
+    save_pair(tmp_path, "a", frame(1), drawn_outline())
     findings, measurements = check(tmp_path)
     assert findings.empty and list(findings.columns) == FINDING_COLUMNS and list(measurements.index) == ["a"]
-    assert set(findings.severity) <= {"note"}
 
 
 @pytest.mark.parametrize(
     ("name", "image", "drawn"),
     [
         ("unreadable", frame(1), b"text"),
-        ("unreadable", b"", outline()),
-        ("unreadable", frame(1).astype(np.uint16), outline()),
+        ("unreadable", b"", drawn_outline()),
+        ("unreadable", frame(1).astype(np.uint16), drawn_outline()),
         ("missing_mask", frame(1), None),
-        ("orphan_mask", None, outline()),
+        ("orphan_mask", None, drawn_outline()),
         ("empty_mask", frame(1), np.zeros((60, 80), np.uint8)),
-        ("size_mismatch", frame(1), outline(width=81)),
+        ("size_mismatch", frame(1), drawn_outline(width=81)),
         ("size_mismatch", frame(1), np.zeros((59, 80), np.uint8)),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_an_error_and_has_no_measurement(tmp_path, name, image, drawn):
-    save(tmp_path, "sound", frame(2), outline())
-    save(tmp_path, "bad", image, drawn)
+    save_pair(tmp_path, "sound", frame(2), drawn_outline())
+    save_pair(tmp_path, "bad", image, drawn)
     findings, measurements = check(tmp_path)
     assert findings[["image_id", "check", "severity"]].to_numpy().tolist() == [["bad", name, "error"]]
     assert list(measurements.index) == ["sound"]
@@ -133,35 +115,35 @@ def test_a_pair_that_cannot_be_used_is_an_error_and_has_no_measurement(tmp_path,
 
 def test_a_data_set_of_which_nothing_can_be_used_is_reported_all_the_same(tmp_path):
     for stem in "abc":
-        save(tmp_path, stem, b"", b"")
+        save_pair(tmp_path, stem, b"", b"")
     findings, measurements = check(tmp_path)
     assert found(findings, "unreadable") == {"a", "b", "c"} and measurements.empty
 
 
 def test_an_image_with_a_header_that_claims_too_much_does_not_stop_the_others(tmp_path):
     header = np.array([40, 60_000, 60_000, 1 | 24 << 16, 0, 0, 0, 0, 0, 0], "<u4").tobytes()
-    save(tmp_path, "sound", frame(2), outline())
-    save(tmp_path, "huge", None, outline())
+    save_pair(tmp_path, "sound", frame(2), drawn_outline())
+    save_pair(tmp_path, "huge", None, drawn_outline())
     (tmp_path / "huge.bmp").write_bytes(b"BM" + np.array([154, 0, 54], "<u4").tobytes() + header + bytes(100))
     assert found(check(tmp_path)[0], "unreadable") == {"huge"}
 
 
 def test_values_other_than_0_and_255_are_counted_and_the_region_kept(tmp_path):
-    drawn = outline()
+    drawn = drawn_outline()
     drawn[0, :3] = 1, 100, 127
     drawn[drawn == 255] = np.where(np.arange((drawn == 255).sum()) % 2, 254, 255)
-    save(tmp_path, "grey", frame(1), drawn)
+    save_pair(tmp_path, "grey", frame(1), drawn)
     findings, measurements = check(tmp_path)
     assert findings[["check", "severity"]].to_numpy().tolist() == [["mask_values", "warning"]]
     assert findings.detail[0].startswith("4 other values")
-    assert measurements.area_fraction["grey"] == preprocessing.fill_outline(outline()).mean()
+    assert measurements.area_fraction["grey"] == preprocessing.fill_outline(drawn_outline()).mean()
 
 
 def test_an_outline_with_a_gap_is_open_and_one_at_the_frame_touches_it(tmp_path):
-    gap = outline()
+    gap = drawn_outline()
     gap[25:36, 50:] = 0
-    save(tmp_path, "gap", frame(1), gap)
-    save(tmp_path, "cut", frame(2), outline(x=10))
+    save_pair(tmp_path, "gap", frame(1), gap)
+    save_pair(tmp_path, "cut", frame(2), drawn_outline(x=10))
     findings, _ = check(tmp_path)
     assert found(findings, "open_outline") == {"gap", "cut"}
     assert found(findings, "touches_frame") == {"cut"}
@@ -169,19 +151,24 @@ def test_an_outline_with_a_gap_is_open_and_one_at_the_frame_touches_it(tmp_path)
 
 
 def test_images_with_the_same_pixels_are_found_whatever_their_names_and_files(tmp_path):
-    save(tmp_path, "a", frame(1), outline())
-    save(tmp_path, "b", frame(2), outline())
-    save(tmp_path, "c", cv2.imencode(".png", frame(1), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes(), outline(a=15))
-    save(tmp_path, "d", frame(1), outline())
+    save_pair(tmp_path, "a", frame(1), drawn_outline())
+    save_pair(tmp_path, "b", frame(2), drawn_outline())
+    save_pair(
+        tmp_path,
+        "c",
+        cv2.imencode(".png", frame(1), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes(),
+        drawn_outline(a=15),
+    )
+    save_pair(tmp_path, "d", frame(1), drawn_outline())
     findings, _ = check(tmp_path)
     assert findings.image_id.tolist() == ["c", "d"] and set(findings.check) == {"duplicate_image"}
     assert findings.detail.str.contains("same pixels as a").all()
 
 
 def test_a_frame_repeated_inside_an_examination_is_only_noted(tmp_path):
-    save(tmp_path, "1_2HC", frame(1), outline())
-    save(tmp_path, "2_HC", frame(1), outline())
-    save(tmp_path, "3_HC", frame(1), outline())
+    save_pair(tmp_path, "1_2HC", frame(1), drawn_outline())
+    save_pair(tmp_path, "2_HC", frame(1), drawn_outline())
+    save_pair(tmp_path, "3_HC", frame(1), drawn_outline())
     findings, _ = check(tmp_path)
     assert dict(zip(findings.image_id, findings.check, strict=True)) == {
         "2_HC": "repeated_frame",
@@ -191,8 +178,8 @@ def test_a_frame_repeated_inside_an_examination_is_only_noted(tmp_path):
 
 
 def test_files_in_two_split_folders_are_a_warning_and_read_all_the_same(tmp_path):
-    save(tmp_path / "train" / "malignant", "1_HC", frame(1), None)
-    save(tmp_path / "test" / "malignant", "1_HC", None, outline())
+    save_pair(tmp_path / "train" / "malignant", "1_HC", frame(1), None)
+    save_pair(tmp_path / "test" / "malignant", "1_HC", None, drawn_outline())
     findings, measurements = check(tmp_path)
     assert findings[["check", "severity"]].to_numpy().tolist() == [["split_folders_differ", "warning"]]
     assert "'train'" in findings.detail[0] and "'test'" in findings.detail[0] and len(measurements) == 1
@@ -200,7 +187,7 @@ def test_files_in_two_split_folders_are_a_warning_and_read_all_the_same(tmp_path
 
 def test_an_examination_in_two_splits_is_found_at_its_first_frame(tmp_path):
     for seed, stem in enumerate(["1_2HC", "2_HC", "3_2HC", "4_HC", "5_HC"]):
-        save(tmp_path, stem, frame(seed), outline())
+        save_pair(tmp_path, stem, frame(seed), drawn_outline())
     split = pd.Series({"1_2HC": "train", "2_HC": "train", "3_2HC": "test", "4_HC": "train"})
     findings, _ = check(tmp_path, split=split)
     assert findings[["image_id", "check"]].to_numpy().tolist() == [["3_2HC", "examination_across_splits"]]
@@ -209,11 +196,11 @@ def test_an_examination_in_two_splits_is_found_at_its_first_frame(tmp_path):
 
 def test_an_unusual_area_and_an_unusual_contrast_are_notes(tmp_path):
     for seed in range(20):
-        save(tmp_path, f"{seed}", frame(seed), outline(a=18 + seed % 3))
-    save(tmp_path, "small", frame(30), outline(a=6, b=5))
+        save_pair(tmp_path, f"{seed}", frame(seed), drawn_outline(a=18 + seed % 3))
+    save_pair(tmp_path, "small", frame(30), drawn_outline(a=6, b=5))
     bright = frame(31)
-    bright[preprocessing.fill_outline(outline()) == 1] = 250
-    save(tmp_path, "bright", bright, outline())
+    bright[preprocessing.fill_outline(drawn_outline()) == 1] = 250
+    save_pair(tmp_path, "bright", bright, drawn_outline())
     findings, _ = check(tmp_path)
     assert found(findings, "area_outlier") == {"small"} and "bright" in found(findings, "intensity_difference")
     assert set(findings.severity) == {"note"}
@@ -262,7 +249,7 @@ def test_near_the_border_is_within_the_fraction_of_any_edge(place, fraction, nea
 
 
 def test_the_fraction_for_the_border_is_handed_through(tmp_path):
-    save(tmp_path, "a", frame(1), outline(x=24))  # centroid at 30 %
+    save_pair(tmp_path, "a", frame(1), drawn_outline(x=24))  # centroid at 30 %
     assert check(tmp_path, border=0.25)[0].empty
     assert found(check(tmp_path, border=0.35)[0], "near_border") == {"a"}
 
@@ -301,62 +288,143 @@ def test_outliers_do_not_depend_on_unit_or_origin(values, origin, unit):
     assert verification.outliers(values).sum() <= len(values) / 2
 
 
+# names that stand for more than one frame
+
+
+def test_different_frames_of_one_name_are_all_kept_and_the_name_is_a_finding(tmp_path):
+    for seed, split in enumerate(["train", "validation", "test"]):
+        save_pair(tmp_path / split / "malignant", "1_HC", frame(seed), drawn_outline(a=18 + seed))
+    findings, measurements = check(tmp_path)
+    assert len(measurements) == measurements.pixels.nunique() == 3
+    assert list(findings.check) == ["repeated_name"] * 3 and set(findings.image_id) == set(measurements.index)
+    assert findings.detail.str.contains("told apart").all()
+
+
+def test_two_images_that_could_belong_to_an_outline_are_an_error_that_names_the_files(tmp_path):
+    save_pair(tmp_path, "sound", frame(1), drawn_outline())
+    save_pair(tmp_path, "two", frame(2), drawn_outline(a=15))
+    save_pair(tmp_path, "two", frame(3), suffix=".bmp")
+    findings, measurements = check(tmp_path)
+    assert findings[["image_id", "check", "severity"]].to_numpy().tolist() == [["two", "ambiguous_name", "error"]]
+    assert "two.png" in findings.detail[0] and "two.bmp" in findings.detail[0]
+    assert list(measurements.index) == ["sound"]
+
+
+def test_a_copy_of_a_pair_is_no_finding(tmp_path):
+    for folder in ("Datasets", "train"):
+        save_pair(tmp_path / folder / "malignant", "1_HC", frame(1), drawn_outline())
+    findings, measurements = check(tmp_path)
+    assert findings.empty and list(measurements.index) == ["1_HC"]
+
+
 # in the run folder
 
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Run folder over twelve small pairs, of which one is empty and two are the same image."""
-    for seed in range(12):
-        save(tmp_path / "data", f"{seed + 1}_HC", frame(min(seed, 10)), outline() * (seed != 4))
-    loading.ensure_manifest(tmp_path / "run", data=str(tmp_path / "data"), seed=1)
+    """Run folder over thirty small pairs, of which one is empty and two are the same image."""
+    for seed in range(30):
+        save_pair(tmp_path / "data", f"{seed + 1}_HC", frame(seed if seed != 11 else 10), drawn_outline() * (seed != 4))
+    loading.write_manifest(tmp_path / "run", data=str(tmp_path / "data"), seed=1)
     return tmp_path / "run"
+
+
+LEFT_OUT = {"5_HC": "empty_mask", "12_HC": "duplicate_image"}
 
 
 def test_findings_are_written_and_errors_leave_the_pairs_out(run_dir):
     usable = verification.ensure_verified(run_dir, 16, 16)
     table = pd.read_csv(run_dir / "verification.csv", dtype=str)
     assert list(table.columns) == FINDING_COLUMNS
-    left_out = {"5_HC": "empty_mask", "12_HC": "duplicate_image"}
     errors = table[table.severity == "error"]
-    assert dict(zip(errors.image_id, errors.check, strict=True)) == left_out
-    assert set(usable.image_id) == {f"{number}_HC" for number in range(1, 13)} - set(left_out)
+    assert dict(zip(errors.image_id, errors.check, strict=True)) == LEFT_OUT
+    assert set(usable.image_id) == {f"{number}_HC" for number in range(1, 31)} - set(LEFT_OUT)
 
 
-def test_verification_is_made_once_and_then_reused_silently(run_dir, capsys):
+def test_verification_is_made_once_said_in_one_line_and_then_used_silently(run_dir, capsys):
+    first = verification.ensure_verified(run_dir, 16, 16)
+    assert capsys.readouterr().out.splitlines()[1].endswith("verification.csv made (notebook 03 explains it).")
+    before = contents(run_dir)
+    assert verification.ensure_verified(run_dir).equals(first)
+    assert capsys.readouterr().out == "" and contents(run_dir) == before
+
+
+def test_findings_about_another_split_are_refused_until_they_are_made_anew(run_dir):
     verification.ensure_verified(run_dir, 16, 16)
-    assert "verification.csv made (notebook 03 explains it)" in capsys.readouterr().out
-    verification.ensure_verified(run_dir, 16, 16)
-    assert capsys.readouterr().out == ""
+    loading.write_manifest(run_dir, data=str(run_dir.parent / "data"), seed=2)
+    preprocessing.prepare(run_dir, 16, 16)
+    before = contents(run_dir)
+    with pytest.raises(FetalsegError, match=r"verification\.csv was made from another manifest.* run notebook 03"):
+        verification.ensure_verified(run_dir)
+    assert contents(run_dir) == before
+    verification.write_verification(run_dir)
+    assert len(verification.ensure_verified(run_dir)) == 28
 
 
-def test_after_a_new_split_verification_is_made_once_more_and_then_reused(run_dir, capsys):
-    data = {"data": str(run_dir.parent / "data"), "seed": 2}
+def test_findings_without_the_record_of_their_making_are_made_again(run_dir):
     verification.ensure_verified(run_dir, 16, 16)
-    verification.ensure_verified(run_dir, 16, 16, **data)
-    assert "verification.csv made" in capsys.readouterr().out
-    verification.ensure_verified(run_dir, 16, 16, **data)
-    assert "verification.csv made" not in capsys.readouterr().out
-
-
-def test_findings_as_old_as_the_manifest_are_not_trusted(run_dir, capsys):
-    verification.ensure_verified(run_dir, 16, 16)
-    for name in ("manifest.csv", "verification.csv"):  # as on a disk whose clock ticks in seconds
-        os.utime(run_dir / name, (1_000_000_000, 1_000_000_000))
-    capsys.readouterr()
-    verification.ensure_verified(run_dir, 16, 16)
-    assert "verification.csv made" in capsys.readouterr().out
+    before = contents(run_dir)
+    (run_dir / "verification.json").unlink()
+    (run_dir / "verification.csv").write_text("image_id,check,severity,detail\n")
+    assert len(verification.ensure_verified(run_dir)) == 28
+    assert contents(run_dir) == before
 
 
 def test_a_split_by_image_that_tears_an_examination_is_found_in_the_run_folder(tmp_path):
     for number in range(1, 41):
-        save(
-            tmp_path / "data",
-            f"{number}_{'HC' if number % 4 == 0 else f'{number % 4 + 1}HC'}",
-            frame(number),
-            outline(),
-        )
+        suffix = "HC" if number % 4 == 0 else f"{number % 4 + 1}HC"
+        save_pair(tmp_path / "data", f"{number}_{suffix}", frame(number), drawn_outline())
     for split_by, torn in (("image", True), ("examination", False)):
         loading.write_manifest(tmp_path / "run", data=str(tmp_path / "data"), split_by=split_by)
         findings, _, pairs = verification.write_verification(tmp_path / "run")
         assert bool(found(findings, "examination_across_splits")) == torn and len(pairs) == 40
+
+
+# which pairs are used
+
+
+def write_findings(run_dir, rows):
+    rows = [(image_id, check, severity, "x") for image_id, check, severity in rows]
+    pd.DataFrame(rows, columns=FINDING_COLUMNS).to_csv(run_dir / "verification.csv", index=False)
+
+
+def test_used_are_the_manifests_rows_with_their_place_in_the_arrays(run_dir):
+    pairs, manifest = verification.usable_pairs(run_dir), loading.read_manifest(run_dir)
+    assert pairs[loading.MANIFEST_COLUMNS].equals(manifest) and list(pairs.row) == list(range(30))
+    preprocessing.prepare(run_dir, 16, 16)  # now it is known that one has no mask
+    pairs = verification.usable_pairs(run_dir)
+    assert list(pairs.image_id) == [name for name in manifest.image_id if name != "5_HC"]
+    images = np.load(run_dir / "prepared" / "images.npy")
+    for pair in pairs.itertuples():
+        assert manifest.image_id[pair.row] == pair.image_id and pair.image_path.is_file()
+        native = loading.read_grey(pair.image_path)
+        assert np.array_equal(images[pair.row], preprocessing.to_canvas(native, 16, 16))
+
+
+def test_pairs_with_a_problem_or_an_error_are_left_out_and_warnings_kept(run_dir):
+    preprocessing.prepare(run_dir, 16, 16)
+    write_findings(
+        run_dir,
+        [
+            ("1_HC", "duplicate_image", "error"),
+            ("2_HC", "open_outline", "warning"),
+            ("3_HC", "near_border", "note"),
+            ("not in the manifest", "orphan_mask", "error"),
+        ],
+    )
+    left = {f"{number}_HC" for number in range(1, 31)} - {"1_HC", "5_HC"}
+    assert set(verification.usable_pairs(run_dir).image_id) == left
+    parts = [verification.usable_pairs(run_dir, split) for split in loading.SPLITS]
+    assert sorted(name for part in parts for name in part.image_id) == sorted(left)
+    assert [set(part.split) for part in parts] == [{"train"}, {"valid"}, {"test"}]
+
+
+def test_a_split_without_a_usable_image_is_named(run_dir):
+    manifest = loading.read_manifest(run_dir)
+    write_findings(run_dir, [(name, "empty_mask", "error") for name in manifest.image_id[manifest.split == "valid"]])
+    with pytest.raises(FetalsegError, match="no usable image is in the split 'valid'"):
+        verification.usable_pairs(run_dir, "valid")
+    assert set(verification.usable_pairs(run_dir).split) == {"train", "test"}
+    write_findings(run_dir, [(name, "empty_mask", "error") for name in manifest.image_id])
+    with pytest.raises(FetalsegError, match="no usable image"):
+        verification.usable_pairs(run_dir)

@@ -1,20 +1,21 @@
 """Sliders that redraw, and the progress of a training on a screen and headless."""
 
-import html
-import re
-
 import ipywidgets
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fetalseg_helpers import widgets, workspace
+from fetalseg_helpers import workspace
+from fetalseg_helpers.running import widgets
 
 ROWS = [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
 
 
 def line(row):
     return f"epoch {row['epoch']}"
+
+
+def each(rows):
+    yield from rows
 
 
 @pytest.fixture
@@ -74,57 +75,6 @@ def test_a_slider_waits_until_it_is_released():
     assert isinstance(slider, ipywidgets.FloatSlider) and slider.continuous_update is False
 
 
-TABLE = pd.DataFrame({"image_id": ["2_HC", "10_HC", "1_HC"], "dice": [0.5, 0.98765, 0.25], "pixels": [30, 10, 20]})
-
-
-def html_rows(panel):
-    """The cells of what `sortable` shows, row by row, as text."""
-    rows = re.findall(r"<tr>(.*?)</tr>", panel.children[1].value, flags=re.DOTALL)
-    return [[html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
-
-
-def test_a_sortable_table_begins_rising_by_its_column_and_holds_every_row():
-    panel = widgets.sortable(TABLE, "dice")
-    assert html_rows(panel) == [["1_HC", "0.250", "20"], ["2_HC", "0.500", "30"], ["10_HC", "0.988", "10"]]
-    assert html_rows(widgets.sortable(TABLE, "dice", digits=1))[-1] == ["10_HC", "1.0", "10"]
-
-
-def test_another_column_and_the_other_direction_sort_it_again():
-    panel = widgets.sortable(TABLE, "dice")
-    column, falling = panel.children[0].children
-    assert list(column.options) == ["image_id", "dice", "pixels"] and column.value == "dice" and not falling.value
-    column.value = "pixels"
-    assert [row[2] for row in html_rows(panel)] == ["10", "20", "30"]
-    falling.value = True
-    assert [row[2] for row in html_rows(panel)] == ["30", "20", "10"]
-    column.value, falling.value = "dice", False
-    assert html_rows(panel) == html_rows(widgets.sortable(TABLE, "dice"))
-
-
-def test_the_table_that_is_sorted_stays_as_it_was_and_its_text_is_no_markup():
-    given = TABLE.assign(image_id=["<b>a</b>", "b", "c"])
-    before = given.copy()
-    panel = widgets.sortable(given, "pixels")
-    panel.children[0].children[1].value = True
-    pd.testing.assert_frame_equal(given, before)
-    assert "<b>" not in panel.children[1].value and html_rows(panel)[0][0] == "<b>a</b>"
-
-
-def test_rows_without_a_value_come_last_and_an_empty_table_is_a_header():
-    gaps = TABLE.assign(dice=[None, 0.9, 0.8])
-    panel = widgets.sortable(gaps, "dice")
-    assert [row[0] for row in html_rows(panel)] == ["1_HC", "10_HC", "2_HC"]
-    panel.children[0].children[1].value = True
-    assert [row[0] for row in html_rows(panel)] == ["10_HC", "1_HC", "2_HC"]
-    assert "<th>dice</th>" in widgets.sortable(TABLE[:0], "dice").children[1].value
-
-
-def test_a_sortable_table_scrolls_instead_of_growing_and_makes_no_output_widget():
-    panel = widgets.sortable(pd.concat([TABLE] * 50), "dice")
-    assert panel.children[1].layout.max_height.endswith("px") and panel.children[1].layout.overflow == "auto"
-    assert isinstance(panel.children[1], ipywidgets.HTML)
-
-
 def test_no_output_widget_is_made_since_it_can_hang_a_headless_run():
     panel = widgets.explore(lambda at: figure_of(at), at=(0, 1, 1))
     assert not any(isinstance(child, ipywidgets.Output) for child in panel.children)
@@ -135,7 +85,7 @@ def test_no_output_widget_is_made_since_it_can_hang_a_headless_run():
 
 def test_headless_there_is_a_line_per_row_and_nothing_on_stderr(monkeypatch, capsys, shown):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert widgets.watch(iter(ROWS), 3, lambda rows: pytest.fail("drawn headless"), line) == ROWS
+    assert widgets.watch(each(ROWS), 3, lambda rows: pytest.fail("drawn headless"), line) == ROWS
     out, err = capsys.readouterr()
     assert out.splitlines() == ["epoch 1", "epoch 2", "epoch 3"]
     assert err == "" and shown == []
@@ -156,16 +106,16 @@ def test_headless_lines_come_while_the_training_runs(monkeypatch, capsys):
 
 def test_on_a_screen_one_curve_grows(monkeypatch, capsys, shown):
     monkeypatch.setenv("JPY_SESSION_NAME", "05_training.ipynb")
-    assert widgets.watch(iter(ROWS), 3, lambda rows: f"figure of {len(rows)}", line) == ROWS
+    assert widgets.watch(each(ROWS), 3, lambda rows: f"figure of {len(rows)}", line) == ROWS
     assert shown == [("display", "figure of 1"), ("update", "figure of 2"), ("update", "figure of 3")]
     assert "epoch 1" not in capsys.readouterr().out
 
 
 def test_a_training_that_stops_early_or_never_starts_gives_the_rows_that_there_are(monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert widgets.watch(iter(ROWS[:1]), 3, None, line) == ROWS[:1]
-    assert widgets.watch(iter([]), 3, None, line) == []
-    assert widgets.watch(iter(ROWS[1:]), 3, None, line, ROWS[:1]) == ROWS
+    assert widgets.watch(each(ROWS[:1]), 3, None, line) == ROWS[:1]
+    assert widgets.watch(each([]), 3, None, line) == []
+    assert widgets.watch(each(ROWS[1:]), 3, None, line, ROWS[:1]) == ROWS
 
 
 def test_an_error_in_the_training_is_not_swallowed(monkeypatch):
@@ -177,3 +127,21 @@ def test_an_error_in_the_training_is_not_swallowed(monkeypatch):
 
     with pytest.raises(ValueError, match="nan"):
         widgets.watch(rows(), 3, None, line)
+
+
+def test_a_training_that_is_interrupted_while_it_is_shown_lets_go(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    released = []
+
+    def rows():
+        try:
+            yield from ROWS
+        finally:
+            released.append(True)
+
+    def interrupted(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        widgets.watch(rows(), 3, None, interrupted)
+    assert released == [True]

@@ -1,9 +1,9 @@
-"""Parameters, the run folder, and files that are whole or absent."""
+"""Project root and run folder, files that are whole or absent, device and seeds."""
 
+import errno
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -13,20 +13,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetalseg_helpers import workspace
-from fetalseg_helpers.workspace import PARAMETERS, FetalsegError, check_parameters, written_whole
-
-WRONG_TYPES = {
-    int: ["12", "1e-3", 1.0, 2.5, True, None, [3], np.int64(3), ""],
-    float: ["1e-3", "0.5", True, None, [0.5], ""],
-    str: [1, 0.5, True, None, ["phantom"], b"phantom"],
-    bool: ["false", "true", "", 0, 1, None],
-}
-NUMBERS = [name for name, rule in PARAMETERS.items() if rule.low is not None]
-CHOICES = [name for name, rule in PARAMETERS.items() if rule.choices]
+from fetalseg_helpers.workspace import FetalsegError, written_whole
 
 
 def python(code, *arguments):
@@ -38,66 +30,6 @@ def python(code, *arguments):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-# parameters
-
-
-def sentence_about(name, value):
-    """The message of the error that `value` causes, which must be one sentence with name and value."""
-    with pytest.raises(FetalsegError) as caught:
-        check_parameters(**{name: value})
-    message = str(caught.value)
-    assert message.startswith(f"{name} is ") and message.endswith(".") and "\n" not in message
-    return message
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_a_parameter_of_a_wrong_type_is_refused_with_name_value_and_type(name):
-    for value in WRONG_TYPES[PARAMETERS[name].kind]:
-        message = sentence_about(name, value)
-        assert repr(value) in message and type(value).__name__ in message
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_is_taken_at_both_bounds_and_refused_beyond_them(name):
-    kind, low, high, _ = PARAMETERS[name]
-    check_parameters(**{name: kind(low)})
-    check_parameters(**{name: kind(high)})
-    for value in (low - 1, high + 1) if kind is int else (low - 0.01, high + 0.01 * high):
-        numbers = re.findall(r"-?\d(?:[\d.e+-]*\d)?", sentence_about(name, value))
-        shown, *bounds = map(float, numbers)
-        assert shown == pytest.approx(value, rel=1e-5) and bounds == pytest.approx([low, high], rel=1e-5)
-        assert not bounds[0] <= shown <= bounds[1]  # as a reader sees them
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_not_a_number_and_infinity_are_no_learning_rate(value):
-    assert str(value) in sentence_about("learning_rate", value)
-
-
-def test_a_whole_number_is_good_where_a_number_is_asked():
-    check_parameters(learning_rate=1, bce_weight=0, gradient_norm=1)
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_an_unknown_choice_is_refused_with_the_known_ones(name):
-    for value in ("", "Scale", "exam", PARAMETERS[name].choices[0].upper() + " "):
-        message = sentence_about(name, value)
-        assert repr(value) in message and all(choice in message for choice in PARAMETERS[name].choices)
-    for value in PARAMETERS[name].choices:
-        check_parameters(**{name: value})
-
-
-@pytest.mark.parametrize("name", ["run_dir", "data"])
-@pytest.mark.parametrize("value", ["", " ", "\t\n"])
-def test_an_empty_text_is_refused(name, value):
-    assert "empty" in sentence_about(name, value)
-
-
-def test_the_first_wrong_parameter_of_several_is_named():
-    with pytest.raises(FetalsegError, match=r"^epochs is 0,"):
-        check_parameters(seed=1, epochs=0, data="phantom", flip="no")
 
 
 # folders
@@ -154,14 +86,6 @@ def test_an_exception_in_the_block_passes_and_leaves_the_old_file(tmp_path, erro
     assert path.read_text() == "old" and names(tmp_path) == ["kept.txt"]
 
 
-def test_too_little_free_space_is_said_before_anything_is_written(tmp_path):
-    path = tmp_path / "large.npy"
-    refusal = r"large\.npy could not be written \(1000000000000 MB needed, \d+ MB free"
-    with pytest.raises(FetalsegError, match=refusal), written_whole(path, free=10**18):
-        pytest.fail("the block was entered")
-    assert names(tmp_path) == []
-
-
 def test_a_folder_that_is_a_file_is_refused_and_named(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(FetalsegError, match=r"taken/x\.txt could not be written"):
@@ -170,37 +94,57 @@ def test_a_folder_that_is_a_file_is_refused_and_named(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL: run it on Linux or macOS")
-@pytest.mark.parametrize("old", [None, "old"])
-def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path, old):
-    path = tmp_path / "table.csv"
-    if old:
-        path.write_text(old)
+def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
     code = """
-        with written_whole(sys.argv[1]) as temporary:
-            temporary.write_text("half")
+        with written_whole(Path(sys.argv[1]) / "old.csv") as one, written_whole(Path(sys.argv[1]) / "new.csv") as two:
+            one.write_text("half")
+            two.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    assert python(code, path).returncode == -signal.SIGKILL
-    assert (path.read_text() if path.exists() else None) == old
-    assert all(name.startswith(".") for name in names(tmp_path) if name != "table.csv")
+    assert python(code, tmp_path).returncode == -signal.SIGKILL
+    assert (tmp_path / "old.csv").read_text() == "old" and not (tmp_path / "new.csv").exists()
+    assert all(name.startswith(".unfinished-") for name in names(tmp_path) if name != "old.csv")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes: run it on Linux or macOS")
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
+    import resource
+
     path = tmp_path / "table.csv"
     path.write_text("old")
-    code = """
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        try:
-            write_text(sys.argv[1], "new" * 1000)
-        except FetalsegError as error:
-            print(error)
-    """
-    done = python(code, path)
-    assert done.stdout.startswith(f"{path} could not be written (") and done.stdout.count("\n") == 1, done.stderr
-    assert "free some space" in done.stdout
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(FetalsegError, match=r"could not be written \(File too large\): free some space") as caught:
+            workspace.write_text(path, "new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
     assert path.read_text() == "old" and names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), "close what has it open"),
+        (OSError(errno.EIO, "Input/output error"), "choose another folder"),
+    ],
+)
+def test_the_sentence_says_the_systems_reason_and_the_remedy_for_it(tmp_path, error, remedy):
+    with pytest.raises(FetalsegError, match=remedy) as caught, written_whole(tmp_path / "a.txt") as temporary:
+        error.filename = str(temporary)
+        raise error
+    assert f"a.txt could not be written ({error.strerror})" in str(caught.value)
+    assert ("free some space" in str(caught.value)) == (error.errno == errno.ENOSPC)
+    assert names(tmp_path) == []
+
+
+def test_an_error_of_another_file_in_the_block_is_not_called_an_error_of_this_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="source"), written_whole(tmp_path / "copy.txt") as temporary:
+        temporary.write_bytes((tmp_path / "source.txt").read_bytes())
+    assert names(tmp_path) == []
 
 
 # texts, tables, pictures
@@ -249,12 +193,26 @@ def test_a_picture_without_pixels_is_refused_and_named(tmp_path):
     assert names(tmp_path) == []
 
 
+# self-checks
+
+
+def test_a_self_check_prints_every_promise_and_names_the_first_that_is_broken(capsys):
+    workspace.self_check({"the sky is blue": True, "it rains": True})
+    assert capsys.readouterr().out == "yes the sky is blue\nyes it rains\n"
+    with pytest.raises(AssertionError, match="self-check failed: it rains"):
+        workspace.self_check({"the sky is blue": True, "it rains": False, "it snows": False})
+    assert capsys.readouterr().out == "yes the sky is blue\nNO  it rains\nNO  it snows\n"
+
+
+def test_a_hope_may_be_broken_but_is_said(capsys):
+    workspace.self_check({"it rains": False}, hopes=["it rains"])
+    assert capsys.readouterr().out == "NO  it rains\n"
+
+
 # the machine
 
 
 def test_seeding_repeats_all_three_random_sources():
-    import torch
-
     def draw():
         workspace.seed_everything(5)
         return random.random(), np.random.random(), torch.rand(1).item()
@@ -263,13 +221,15 @@ def test_seeding_repeats_all_three_random_sources():
 
 
 def test_the_chosen_device_can_calculate():
-    import torch
-
     assert torch.ones(2, device=workspace.choose_device()).sum().item() == 2
 
 
-def test_the_versions_line_names_all_that_a_result_depends_on():
+def test_the_versions_line_names_all_that_a_result_depends_on(monkeypatch):
+    monkeypatch.chdir(workspace.project_root() / "notebooks")
     line = workspace.versions()
     assert "\n" not in line
-    assert all(f"{name} " in line for name in ("Python", "torch", "numpy", "opencv-python", "pandas"))
-    assert f"numpy {np.__version__}" in line
+    assert all(
+        f"{name} " in line for name in ("fetalseg", "Python", "torch", "numpy", "matplotlib", "pandas", "OpenCV")
+    )
+    assert f"numpy {np.__version__}" in line and f"OpenCV {cv2.__version__}" in line
+    assert f"in {workspace.project_root()}," in line or "in ~/" in line

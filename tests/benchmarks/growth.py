@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from fetalseg_helpers import phantom_set, plotting
+from fetalseg_helpers import plotting
+from fetalseg_helpers.phantoms.dataset import write_phantoms
 
 CHILD = """
 import sys, time, threading
 from pathlib import Path
-from fetalseg_helpers import loading, preprocessing, trainer, training
+from fetalseg_helpers import loading, preprocessing, training
 folder, data, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def anonymous():  # memory of this process alone; pages of a mapped file belong to the system's cache
@@ -37,7 +38,8 @@ for phase in ("prepare", "train"):
     if phase == "prepare":
         preprocessing.prepare(folder, 96, 64)
     else:
-        trainer.train(folder, training.Settings(base_channels=8, depth=4, epochs=1, batch_size=8), report=lambda _: 0)
+        settings = training.Settings(base_channels=8, depth=4, epochs=1, batch_size=8)
+        training.train(training.Trainer(folder, settings), report=lambda _: 0)
     print("ROW", count, phase, time.perf_counter() - started, highest[phase], anonymous(), sep=",")
 done.set()
 """
@@ -54,7 +56,7 @@ def main():
     for count in arguments.counts:
         data = out / f"phantom_{count}"
         if not data.exists():
-            phantom_set.write_phantoms(data, count=count)
+            write_phantoms(data, count=count)
         command = [sys.executable, "-c", CHILD, str(out / f"run_{count}"), str(data), str(count)]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         for line in answer.splitlines():

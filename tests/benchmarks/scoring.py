@@ -16,7 +16,10 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from fetalseg_helpers import biometry, evaluation, folder_scores, loading, preprocessing, surface, workspace
+from fetalseg_helpers import evaluation, loading, preprocessing, workspace
+from fetalseg_helpers.beyond_dice import folders, scores
+from fetalseg_helpers.beyond_dice.circumference import head_circumference
+from fetalseg_helpers.ellipses import Ellipse, draw_ellipse
 
 WIDTH, HEIGHT = 800, 540
 
@@ -25,8 +28,8 @@ def draw_masks(count, rng):
     """Filled ellipses of 12 to 45 % of the frame."""
     for _ in range(count):
         a, b = rng.uniform(130, 260), rng.uniform(100, 200)
-        ellipse = biometry.Ellipse(*rng.uniform((300, 220), (500, 320)), a, b, rng.uniform(0, 180))
-        yield biometry.draw_ellipse(ellipse, WIDTH, HEIGHT)
+        ellipse = Ellipse(*rng.uniform((300, 220), (500, 320)), a, b, rng.uniform(0, 180))
+        yield draw_ellipse(ellipse, WIDTH, HEIGHT)
 
 
 def disturb(mask, rng):
@@ -55,17 +58,17 @@ def main(images, rounds, masks):
         seconds = []
         for _ in range(rounds):
             started = time.perf_counter()
-            scores, problems = folder_scores.score_folder(Path(folder, "predictions"), Path(folder, "masks"))
+            table, problems = folders.score_folder(Path(folder, "predictions"), Path(folder, "masks"))
             seconds.append(time.perf_counter() - started)
         assert len(problems) == 0
-        print(f"{len(scores)} images, mean Dice {scores.dice.mean():.3f}, mean HD95 {scores.hd95_px.mean():.1f} px")
+        print(f"{len(table)} images, mean Dice {table.dice.mean():.3f}, mean HD95 {table.hd95_px.mean():.1f} px")
         low, middle, high = np.quantile(seconds, (0, 0.5, 1))
         print(f"whole folder, {rounds} rounds: median {middle:.2f} s, from {low:.2f} to {high:.2f} s")
     parts = {
-        "every score": lambda: evaluation.score_masks(mask, truth),
-        "border distances": lambda: surface.surface_scores(mask, truth),
+        "every score": lambda: [score(mask, truth, np.nan) for score in scores.every_score()],
+        "border distances": lambda: scores.border_scores(mask, truth),
         "overlap": lambda: evaluation.overlap_counts(mask, truth),
-        "two ellipses": lambda: [biometry.head_circumference(one) for one in (mask, truth)],
+        "two ellipses": lambda: [head_circumference(one) for one in (mask, truth)],
         "two centroids": lambda: [ndimage.center_of_mass(one) for one in (mask, truth)],
     }
     for name, part in parts.items():

@@ -17,20 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fetalseg_helpers import (
-    checkpoints,
-    evaluation,
-    loading,
-    notebooks,
-    phantom_set,
-    prediction,
-    preprocessing,
-    summaries,
-    trainer,
-    training,
-    unet,
-    verification,
-)
+from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification
+from fetalseg_helpers.phantoms.dataset import write_phantoms
+from fetalseg_helpers.running import lessons
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from nothing and pretrained
@@ -46,30 +35,30 @@ def main(data, out, count, repeats):
     """Measure what phantoms are worth on real frames."""
     out = out.resolve()
     larger = {"width": 192, "height": 128, "epochs": 28, "patience": 28}  # than the preset, as in the README
-    preset = notebooks.read_preset("laptop") | larger
+    preset = lessons.read_preset("laptop") | larger
     settings = training.Settings.of(preset)
     folder, run = out / f"phantom_{count}", out / "run"
     if not folder.exists():
         started = time.perf_counter()
-        phantom_set.write_phantoms(folder, count, defects=False)
+        write_phantoms(folder, count, defects=False)
         print(f"{count} phantoms in {time.perf_counter() - started:.0f} s", flush=True)
     if not (run / "history.csv").exists() or len(pd.read_csv(run / "history.csv")) < settings.epochs:
         loading.write_manifest(run, data=str(folder))
         preprocessing.prepare(run, **{name: preset[name] for name in CANVAS_KEYS})
-        trainer.train(run, settings, resume=True, report=lambda line: print(line, flush=True))
-    network, state = checkpoints.load_network(run / "checkpoint.pt")
+        verification.write_verification(run)
+        training.train(training.Trainer(run, settings, resume=True), report=lambda line: print(line, flush=True))
+    network, state = training.load_network(run / "checkpoint.pt")
 
     real = out / "real"
-    verification.ensure_verified(real, data=str(data.resolve()), seed=0)
-    preprocessing.ensure_prepared(real, **{name: preset[name] for name in CANVAS_KEYS})
-    pairs = pd.concat([evaluation.usable_pairs(real, split) for split in ("train", "valid", "test")])
-    scores = evaluation.score_pairs(prediction.make_predictor(network, state["canvas"], flip=True), pairs)
+    canvas = {name: preset[name] for name in CANVAS_KEYS}
+    pairs = verification.ensure_verified(real, **canvas, data=str(data.resolve()), seed=0)
+    scores = evaluation.score_pairs(evaluation.make_predictor(network, state["canvas"], flip=True), pairs)
     scores.to_csv(out / "real.csv", index=False)
-    print(summaries.summary_table(summaries.summarise(scores)), flush=True)
+    print(evaluation.summarise(scores), flush=True)
 
-    test = evaluation.usable_pairs(real, "test")
-    dataset = preprocessing.PreparedDataset(real, "train", augmented=True)
-    start = evaluation.score_pairs(prediction.make_predictor(network, state["canvas"], flip=True), test).dice
+    test = pairs[pairs.split == "test"]
+    dataset = preprocessing.PreparedDataset(real, pairs[pairs.split == "train"], preprocessing.augment)
+    start = evaluation.score_pairs(evaluation.make_predictor(network, state["canvas"], flip=True), test).dice
     rows = [(0, 0, "from phantoms", start.mean(), start.min())]
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(dataset))
@@ -77,13 +66,13 @@ def main(data, out, count, repeats):
             for how in ("from nothing", "from phantoms"):
                 torch.manual_seed(repeat)
                 fresh = (
-                    unet.make_network(*(state["settings"][name] for name in checkpoints.ARCHITECTURE))
+                    unet.make_network(*(state["settings"][name] for name in training.ARCHITECTURE))
                     if how == "from nothing"
                     else copy.deepcopy(network)
                 )
                 chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
                 trained = training.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
-                predict = prediction.make_predictor(trained, state["canvas"], flip=True)
+                predict = evaluation.make_predictor(trained, state["canvas"], flip=True)
                 dice = evaluation.score_pairs(predict, test).dice
                 rows.append((pairs_seen, repeat, how, dice.mean(), dice.min()))
                 print(*rows[-1], flush=True)

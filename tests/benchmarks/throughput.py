@@ -18,8 +18,7 @@ import torch
 from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
 
-from fetalseg_helpers import preprocessing, training, unet
-from fetalseg_helpers.trainer import Trainer
+from fetalseg_helpers import training, unet, verification
 from fetalseg_helpers.workspace import bfloat16_pays, choose_device
 
 KINDS = {  # part of an operation's name in torch
@@ -38,7 +37,7 @@ def candidates(channels, normalisation, device):
     basic = BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=(*widths, channels))
     other = MonaiUNet(spatial_dims=2, in_channels=1, out_channels=1, channels=widths, strides=(2, 2, 2, 2))
     return {
-        "this course": (unet.make_network(channels, 4, normalisation, device), True),
+        "this course": (unet.make_network(channels, 4, normalisation), True),
         "plain": (plain.to(device), False),
         "MONAI BasicUNet": (basic.to(device), False),
         "MONAI UNet": (other.to(device), False),
@@ -108,9 +107,9 @@ def measure(arguments, device):
 def parts(arguments, device):
     """Where an epoch of this course's training spends its time, by kind of operation, as torch's profiler sees it."""
     run_dir = arguments.out.resolve() / "run"
-    preprocessing.ensure_prepared(run_dir, arguments.width, arguments.height, phantoms=60)
+    verification.ensure_verified(run_dir, arguments.width, arguments.height, phantoms=60)
     settings = training.Settings(arguments.channels, arguments.depth, batch_size=arguments.batch)
-    trainer = Trainer(run_dir, settings)
+    trainer = training.Trainer(run_dir, settings)
     loader = torch.utils.data.DataLoader(trainer.train_set, arguments.batch)
     step = (trainer.network, loader, trainer.loss_function, trainer.optimiser, trainer.scheduler, 1.0, trainer.reduced)
     training.train_one_epoch(*step)  # warms up

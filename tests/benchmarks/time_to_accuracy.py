@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fetalseg_helpers import checkpoints, evaluation, notebooks, plotting, prediction, trainer, training, verification
+from fetalseg_helpers import evaluation, plotting, training, verification
+from fetalseg_helpers.running import lessons
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 BUDGETS = {  # what differs from the preset `laptop`
@@ -34,20 +35,21 @@ def main():
     out = arguments.out.resolve()
     tables = []
     for budget in arguments.budgets:
-        values = notebooks.read_preset("laptop") | BUDGETS[budget] | {"seed": arguments.seed}
+        values = lessons.read_preset("laptop") | BUDGETS[budget] | {"seed": arguments.seed}
         values["patience"] = values["epochs"]
         run_dir = out / f"{budget}_seed_{arguments.seed}"
         canvas = {name: values[name] for name in CANVAS_KEYS}
         verification.ensure_verified(run_dir, **canvas, data=str(arguments.data.resolve()), seed=arguments.seed)
-        history = trainer.train(run_dir, training.Settings.of(values), resume=True)
+        trainer = training.Trainer(run_dir, training.Settings.of(values), resume=True)
+        history = training.train(trainer)
         tables.append(history.assign(budget=budget, elapsed=history.seconds.cumsum()))
         for mark in MARKS:
             reached = tables[-1][tables[-1].valid_dice >= mark]
             when = f"after {reached.elapsed.iloc[0]:.0f} s" if len(reached) else "never"
             print(f"{budget}: validation Dice {mark} {when}", flush=True)
-        network, state = checkpoints.load_network(run_dir / "checkpoint.pt")
-        predict = prediction.make_predictor(network, state["canvas"], region="ellipse", flip=values["flip"])
-        scores = evaluation.score_pairs(predict, evaluation.usable_pairs(run_dir, "valid"))
+        network, state = training.load_network(run_dir / "checkpoint.pt")
+        predict = evaluation.make_predictor(network, state["canvas"], region="ellipse", flip=values["flip"])
+        scores = evaluation.score_pairs(predict, verification.usable_pairs(run_dir, "valid"))
         whole = tables[-1].elapsed.iloc[-1]
         print(f"{budget}: {whole:.0f} s, own size {scores.dice.mean():.4f}, worst {scores.dice.min():.3f}", flush=True)
     table = pd.concat(tables)[["budget", "epoch", "elapsed", "valid_dice"]]

@@ -10,7 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.calibration import calibration_curve
 from torch import nn
 
-from fetalseg_helpers import calibration, evaluation, prediction, preprocessing
+from fetalseg_helpers import evaluation
+from fetalseg_helpers.beyond_dice import borders, calibration
 
 CANVAS = {"width": 48, "height": 32, "fit": "scale"}
 few = settings(max_examples=50)
@@ -46,7 +47,7 @@ def random_maps(count=3, shape=(30, 40), seed=0):
     return maps, [(rng.random(shape) < p).astype(np.uint8) for p in maps]
 
 
-def plain_error(maps, truths, bins):
+def plain_error(maps, truths, bins=calibration.BINS):
     """Expected calibration error as it is defined, pixel by pixel."""
     held = [[] for _ in range(bins)]
     for p, t in zip(np.ravel(maps), np.ravel(truths), strict=True):
@@ -58,8 +59,9 @@ def plain_error(maps, truths, bins):
 # Reliability
 
 
-def test_the_reliability_of_six_pixels_worked_by_hand():
-    table = calibration.reliability([[[0.1, 0.3, 0.5]], [[0.5, 0.9, 1.0]]], [[[0, 0, 1]], [[0, 1, 0]]], bins=2)
+def test_the_reliability_of_six_pixels_worked_by_hand(monkeypatch):
+    monkeypatch.setattr(calibration, "BINS", 2)
+    table = calibration.reliability([[[0.1, 0.3, 0.5]], [[0.5, 0.9, 1.0]]], [[[0, 0, 1]], [[0, 1, 0]]])
     # below 0.5: 0.1 and 0.3, none tumor; from 0.5 on: 0.5, 0.5, 0.9, 1.0, two of four tumor
     assert table.probability.tolist() == pytest.approx([0.2, 2.9 / 4])
     assert table["share"].tolist() == [0, 0.5] and table.pixels.tolist() == [2, 4]
@@ -67,9 +69,10 @@ def test_the_reliability_of_six_pixels_worked_by_hand():
 
 
 @pytest.mark.parametrize("bins", [1, 5, 10, 15])
-def test_reliability_is_that_of_scikit_learn(bins):
+def test_reliability_is_that_of_scikit_learn(bins, monkeypatch):
+    monkeypatch.setattr(calibration, "BINS", bins)
     maps, truths = random_maps()
-    table = calibration.reliability(maps, truths, bins)
+    table = calibration.reliability(maps, truths)
     share, probability = calibration_curve(np.ravel(truths), np.ravel(maps), n_bins=bins)
     np.testing.assert_allclose(table["share"], share)
     np.testing.assert_allclose(table.probability, probability)
@@ -77,15 +80,15 @@ def test_reliability_is_that_of_scikit_learn(bins):
 
 
 @few
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30), st.integers(1, 12))
-def test_reliability_counts_every_pixel_and_the_error_lies_between_0_and_1(pixels, bins):
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30))
+def test_reliability_counts_every_pixel_and_the_error_lies_between_0_and_1(pixels):
     maps, truths = (np.array(column)[None, None] for column in zip(*pixels, strict=True))
-    table = calibration.reliability(maps, truths, bins)
+    table = calibration.reliability(maps, truths)
     assert table.pixels.sum() == len(pixels) and (table.pixels > 0).all() and table.pixels.dtype == int
     assert table[["probability", "share"]].stack().between(-1e-12, 1 + 1e-12).all()
     assert table.probability.is_monotonic_increasing
     error = calibration.calibration_error(table)
-    assert 0 <= error <= 1 and error == pytest.approx(plain_error(maps, truths, bins), abs=2e-6)
+    assert 0 <= error <= 1 and error == pytest.approx(plain_error(maps, truths), abs=2e-6)
 
 
 def test_a_map_that_means_what_it_says_has_an_error_near_0():
@@ -153,10 +156,7 @@ def test_reliability_near_the_border_looks_at_those_pixels_only():
     far, near = (calibration.reliability([probability], [truth], width=width) for width in (None, 3))
     assert near.pixels.sum() == calibration.near_border(truth, 3).sum() < far.pixels.sum() == truth.size
     assert calibration.calibration_error(near) > 3 * calibration.calibration_error(far) > 0
-    assert (
-        calibration.reliability([probability], [truth], width=0).pixels.sum()
-        == evaluation.surface.border_of(truth).sum()
-    )
+    assert calibration.reliability([probability], [truth], width=0).pixels.sum() == borders.border_of(truth).sum()
     assert calibration.reliability([probability], [0 * truth], width=3).empty
 
 
@@ -178,9 +178,9 @@ def test_there_are_two_views_a_network_in_their_order_at_the_image_s_size():
     views = calibration.predict_views(networks, image, CANVAS)
     assert views.shape == (6, 37, 53) and views.dtype == np.float32 and 0 <= views.min() <= views.max() <= 1
     for number, network in enumerate(networks):
-        assert np.array_equal(views[2 * number], prediction.predict_image(network, image, CANVAS))
+        assert np.array_equal(views[2 * number], evaluation.predict_image(network, image, CANVAS))
     np.testing.assert_allclose(  # and their mean is what averaging over the mirror predicts
-        views[:2].mean(axis=0), prediction.predict_image(networks[0], image, CANVAS, flip=True), atol=1e-6
+        views[:2].mean(axis=0), evaluation.predict_image(networks[0], image, CANVAS, flip=True), atol=1e-6
     )
 
 
@@ -211,22 +211,6 @@ def test_disagreement_lies_between_0_and_1(count, seed, threshold):
     assert -1e-12 <= calibration.disagreement(views, threshold) <= 1
     if count == 1:
         assert calibration.disagreement(views, threshold) == pytest.approx(0, abs=1e-12)
-
-
-def test_the_doubt_of_each_image_stands_beside_its_error(tmp_path, draw_pairs):
-    draw_pairs(tmp_path / "pairs", count=4)
-    names = ["3_HC", "1_HC", "2_HC"]
-    paths = [{"image_path": tmp_path / "pairs" / f"{n}.png", "mask_path": tmp_path / "pairs" / f"{n}_Annotation.png"}
-             for n in names]  # fmt: skip
-    pairs = pd.DataFrame(paths).assign(image_id=names)
-    scores = pd.DataFrame({"image_id": sorted(names), "dice": [0.9, 0.8, 0.7]})
-    networks = [Bright(), Right()]
-    table = calibration.doubt_table(networks, pairs, CANVAS, scores, threshold=0.4)
-    assert list(table.columns) == ["image_id", "doubt", "error"] and list(table.image_id) == names
-    assert table.error.tolist() == pytest.approx([0.3, 0.1, 0.2])
-    image, _ = preprocessing.read_pair(pairs.image_path[0], pairs.mask_path[0])
-    expected = calibration.disagreement(calibration.predict_views(networks, image, CANVAS), 0.4)
-    assert table.doubt[0] == expected > 0
 
 
 # Risk and coverage

@@ -12,12 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import __main__, evaluation, folder_scores, preprocessing
+from fetalseg_helpers import __main__, evaluation, preprocessing
+from fetalseg_helpers.beyond_dice import folders
+from fetalseg_helpers.beyond_dice.scores import every_score
 from fetalseg_helpers.workspace import FetalsegError
 
 HEIGHT, WIDTH = 40, 60
 NAMES = ("1_HC", "2_HC", "3_HC")
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="links and names of any bytes need Linux or macOS")
+
+
+def score_masks(prediction, truth, tolerance=5.0):
+    """Every score of one prediction."""
+    scores = {}
+    for score in every_score(tolerance):
+        scores |= score(prediction, truth, math.nan)
+    return scores
 
 
 def head(number=1, shift=0):
@@ -65,9 +75,10 @@ def call(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["fetalseg_helpers", "evaluate", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             __main__.main()
-        return SimpleNamespace(
-            returncode=end.value.code or 0, **dict(zip(("stdout", "stderr"), capfd.readouterr(), strict=True))
-        )
+        code, (stdout, stderr) = end.value.code or 0, capfd.readouterr()
+        if isinstance(code, str):  # Python prints it and exits with 1
+            code, stderr = 1, f"{stderr}{code}\n"
+        return SimpleNamespace(returncode=code, stdout=stdout, stderr=stderr)
 
     return run
 
@@ -121,7 +132,7 @@ def test_a_good_folder_is_scored_in_silence_with_exit_code_0_and_every_file_of_t
     ]  # fmt: skip
     assert summary["mean_dice"] == pytest.approx(scores.dice.mean(), abs=1e-4)
     for number, row in enumerate(scores.itertuples(), 1):
-        expected = evaluation.score_masks(head(number, 2), head(number), tolerance=1)
+        expected = score_masks(head(number, 2), head(number), tolerance=1)
         assert {name: getattr(row, name) for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
@@ -137,7 +148,7 @@ def test_whatever_is_wrong_is_listed_and_counted_and_the_exit_code_is_1(call, tm
     write(folder / "7_HC_pred.png", head(7) * np.uint16(1000))
     write(folder / "30_HC.png", head() * 255)
     write(tmp_path / "masks" / "8_HC_Annotation.png", np.zeros((2, 2), np.uint8))
-    result = call_outside(folder, "--masks", tmp_path / "masks", "--out", folder / "out")
+    result = call(folder, "--masks", tmp_path / "masks", "--out", folder / "out")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "2 of 9 masks scored" in result.stdout
     scores, summary, problems = read_out(folder / "out")
@@ -235,7 +246,7 @@ def test_a_folder_that_is_missing_or_a_file_is_named(wrong, tmp_path, masks):
     for path in (tmp_path / "nowhere", tmp_path / "predictions" / "1_HC_pred.png"):
         given = {"predictions": tmp_path / "predictions", "masks": masks} | {wrong: path}
         with pytest.raises(FetalsegError, match=f"{path.name} is not a folder"):
-            folder_scores.score_folder(given["predictions"], given["masks"])
+            folders.score_folder(given["predictions"], given["masks"])
 
 
 # Names
@@ -248,7 +259,7 @@ def test_a_folder_that_is_missing_or_a_file_is_named(wrong, tmp_path, masks):
 def test_a_prediction_and_a_mask_belong_together_by_the_image_s_name(name, ending, tmp_path):
     write(tmp_path / "p" / name, head() * 255)
     write(tmp_path / "m" / f"1_HC{ending}", head() * 255)
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.image_id) == ["1_HC"] and list(scores.dice) == [1] and problems.empty
 
 
@@ -259,7 +270,7 @@ def test_endings_may_be_mixed_in_both_folders(tmp_path):
         write(tmp_path / "p" / name, head(number) * 255)
         write(tmp_path / "m" / mask, outline_of(head(number)))
         write(tmp_path / "m" / f"{number}_HC.png", np.full((HEIGHT, WIDTH), 90, np.uint8))  # the image
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.image_id) == ["1_HC", "2_HC", "3_HC", "4_HC"] and set(scores.dice) == {1} and problems.empty
 
 
@@ -270,7 +281,7 @@ def test_a_name_may_hold_any_letters(name, tmp_path):
     data = cv2.imencode(".png", head() * 255)[1].tobytes()
     (tmp_path / "p" / f"{name}_pred.png").write_bytes(data)
     (tmp_path / "m" / f"{name}_Annotation.png").write_bytes(data)
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.image_id) == [name] and problems.empty
 
 
@@ -303,7 +314,7 @@ def test_one_folder_may_hold_images_masks_and_predictions(ending, tmp_path):
     write_predictions(tmp_path, shift=1)
     for name in NAMES:
         write(tmp_path / f"{name}.png", np.full((HEIGHT, WIDTH), 90, np.uint8))
-    scores, problems = folder_scores.score_folder(tmp_path, tmp_path)
+    scores, problems = folders.score_folder(tmp_path, tmp_path)
     assert list(scores.image_id) == list(NAMES) and (scores.dice < 1).all()
     assert set(problems.problem) == {"passed over"}
 
@@ -311,13 +322,13 @@ def test_one_folder_may_hold_images_masks_and_predictions(ending, tmp_path):
 def test_masks_below_the_folder_of_predictions_are_not_scored_against_themselves(tmp_path):
     write_predictions(tmp_path, shift=1)
     write_masks(tmp_path / "truth")
-    scores, problems = folder_scores.score_folder(tmp_path, tmp_path / "truth")
+    scores, problems = folders.score_folder(tmp_path, tmp_path / "truth")
     assert (scores.dice < 1).all() and len(scores) == 3 and problems.empty
 
 
 def test_a_folder_of_masks_is_not_its_own_prediction(masks):
     with pytest.raises(FetalsegError, match=r"1_HC_Annotation\.png has no prediction\.$"):
-        folder_scores.score_folder(masks, masks)
+        folders.score_folder(masks, masks)
 
 
 def test_two_files_for_one_image_are_listed_both_and_neither_is_scored(masks, predictions):
@@ -326,7 +337,7 @@ def test_two_files_for_one_image_are_listed_both_and_neither_is_scored(masks, pr
     write(masks / "2_HC.png", head() * 255)
     write(masks / "again" / "3_HC_Annotation.png", head() * 255)
     write(predictions / "3_HC_prediction.bmp", head() * 255)
-    scores, problems = folder_scores.score_folder(predictions, masks)
+    scores, problems = folders.score_folder(predictions, masks)
     assert list(scores.image_id) == ["2_HC"] and kinds(problems) == {"1_HC": "twice", "3_HC": "twice"}
     said = dict(zip(problems.image_id, problems.file + problems.detail, strict=True))
     assert "old/1_HC_pred.png" in said["1_HC"] and "predictions/1_HC_pred.png" in said["1_HC"]
@@ -338,7 +349,7 @@ def test_a_copy_of_an_outline_is_no_problem_as_in_the_data_set(masks, prediction
     write_predictions(predictions)
     (masks / "copies").mkdir()
     (masks / "copies" / "3_HC_Annotation.png").write_bytes((masks / "3_HC_Annotation.png").read_bytes())
-    scores, problems = folder_scores.score_folder(predictions, masks)
+    scores, problems = folders.score_folder(predictions, masks)
     assert len(scores) == 3 and problems.empty
 
 
@@ -350,7 +361,7 @@ def test_every_file_is_scored_or_listed(masks, predictions):
     write(predictions / "zoo.jpg", head() * 255)
     write_masks(masks, ["6_HC", "7_HC"])
     files = {path.name for folder in (masks, predictions) for path in folder.rglob("*.*")}
-    scores, problems = folder_scores.score_folder(predictions, masks)
+    scores, problems = folders.score_folder(predictions, masks)
     said = " ".join(problems.file + " " + problems.detail)
     scored = {f"{name}{ending}" for name in scores.image_id for ending in ("_pred.png", "_Annotation.png")}
     partners = {f"{name}_Annotation.png" for name in problems.image_id[problems.problem.isin(["twice", "misshapen"])]}
@@ -362,7 +373,7 @@ def test_frames_without_a_prediction_tell_examinations_apart(tmp_path):
     write_masks(tmp_path / "m", ["1_2HC", "2_HC", "3_2HC", "4_HC"])
     write_predictions(tmp_path / "p", ["1_2HC"])
     write_predictions(tmp_path / "p", ["4_HC"])
-    scores, _ = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, _ = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert dict(zip(scores.image_id, scores.examination, strict=True)) == {"1_2HC": "E0001", "4_HC": "E0003"}
 
 
@@ -392,7 +403,7 @@ FORMATS = {
 def test_a_mask_is_the_same_in_every_format(form, suffix, tmp_path):
     write(tmp_path / "p" / f"1{suffix}", FORMATS[form](head(1, 3)))
     write(tmp_path / "m" / "1_Annotation.png", outline_of(head()))
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert scores.dice[0] == evaluation.dice_score(head(1, 3), head()) < 1
     assert list(problems.problem) == (["grey values"] if form == "grey ramp" else [])
 
@@ -404,13 +415,13 @@ def test_a_png_of_one_bit_per_pixel_is_a_mask(tmp_path, masks):
         assert cv2.imwrite(path, head(number) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
         with open(path, "rb") as file:
             assert file.read()[24] == 1  # bits
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert list(scores.dice) == [1, 1, 1] and problems.empty
 
 
 def test_a_jpeg_is_cut_at_128_and_said_so(tmp_path, masks):
     write_predictions(tmp_path / "p", ending=".jpg")
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert (scores.dice > 0.97).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
 
 
@@ -419,7 +430,7 @@ def test_labels_of_several_kinds_are_said_to_leave_nothing(tmp_path, masks):
         labels = head(number)
         labels[:3] = 2  # another organ
         write(tmp_path / "p" / f"{name}_pred.png", labels)
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert (scores.dice == 0).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
     assert problems.detail.str.endswith("nothing is left. Write labels as 0 and 255").all()
 
@@ -428,7 +439,7 @@ def test_labels_of_several_kinds_are_said_to_leave_nothing(tmp_path, masks):
 def test_a_mask_may_be_filled_or_an_outline(outlines, tmp_path):
     write_masks(tmp_path / "m", ending="_mask.png", outlines=outlines)
     write_predictions(tmp_path / "p", shift=1)
-    scores, _ = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, _ = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.truth_pixels) == [head(number).sum() for number in (1, 2, 3)]
 
 
@@ -437,14 +448,14 @@ def test_a_filled_mask_keeps_its_holes_and_its_regions(tmp_path):
     cv2.circle(ring, (WIDTH - 12, HEIGHT // 2), 8, 255, -1)
     write(tmp_path / "m" / "1_HC_mask.png", ring)
     write(tmp_path / "p" / "1_HC_pred.png", ring)
-    scores, _ = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, _ = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert scores.dice[0] == 1 and scores.truth_pixels[0] == np.count_nonzero(ring)
 
 
 def test_an_outline_as_a_prediction_is_scored_as_it_is_and_said_so(tmp_path, masks):
     for number, name in enumerate(NAMES, 1):
         write(tmp_path / "p" / f"{name}.png", outline_of(head(number)))
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert (scores.dice < 0.6).all() and kinds(problems) == dict.fromkeys(NAMES, "outline")
 
 
@@ -453,20 +464,20 @@ def test_two_specks_far_apart_are_no_outline(tmp_path, masks):
     specks[2:6, 2:6] = specks[-6:-2, -6:-2] = 255
     for name in NAMES:
         write(tmp_path / "p" / f"{name}.png", specks)
-    assert folder_scores.score_folder(tmp_path / "p", masks)[1].empty
+    assert folders.score_folder(tmp_path / "p", masks)[1].empty
 
 
-def test_empty_masks_are_scored_as_score_masks_says(tmp_path):
+def test_empty_masks_are_scored_as_every_score_says(tmp_path):
     empty, full = np.zeros((HEIGHT, WIDTH), np.uint8), np.full((HEIGHT, WIDTH), 255, np.uint8)
     for name, prediction, mask in (("1", empty, outline_of(head())), ("2", head() * 255, empty), ("3", empty, empty)):
         write(tmp_path / "p" / f"{name}.png", prediction)
         write(tmp_path / "m" / f"{name}_Annotation.png", mask)
     write(tmp_path / "p" / "4.png", full)
     write(tmp_path / "m" / "4_Annotation.png", outline_of(head()))
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.dice) == pytest.approx([0, 0, 1, 2 * head().sum() / (head().sum() + HEIGHT * WIDTH)])
     assert list(scores.hd95_px)[:3] == [math.hypot(HEIGHT, WIDTH)] * 2 + [0] and problems.empty
-    summary = folder_scores.write_scores(tmp_path / "out", scores, problems, 5.0)
+    summary = folders.write_scores(tmp_path / "out", scores, problems, 5.0)
     assert (summary["empty_predictions"], summary["empty_truths"]) == (2, 2)
     assert read_out(tmp_path / "out")[1] == summary
 
@@ -477,8 +488,8 @@ def test_a_whole_folder_of_empty_masks_gives_numbers_and_strict_json(case, tmp_p
     for number, name in enumerate(NAMES, 1):
         write(tmp_path / "p" / f"{name}.png", head(number) * 255 if case == "truths" else empty)
         write(tmp_path / "m" / f"{name}_mask.png", head(number) * 255 if case == "predictions" else empty)
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
-    folder_scores.write_scores(tmp_path / "out", scores, problems, 0.0)
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
+    folders.write_scores(tmp_path / "out", scores, problems, 0.0)
     assert read_out(tmp_path / "out")[1]["mean_dice"] == (1 if case == "both" else 0)
     assert np.isfinite(scores.select_dtypes("number")).all(axis=None)
 
@@ -491,7 +502,7 @@ def test_folders_and_links_named_like_images_are_no_trouble(tmp_path, masks, pre
     (predictions / "1_HC.png").mkdir()
     write(predictions / "1_HC.png" / "1_HC_pred.png", head() * 255)
     (predictions / "x.png").mkdir()
-    _, problems = folder_scores.score_folder(predictions, masks)
+    _, problems = folders.score_folder(predictions, masks)
     assert problems.empty
 
 
@@ -502,7 +513,7 @@ def test_links_to_files_count_as_files_and_broken_ones_are_listed_by_their_own_n
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / f"{name}_pred.png").symlink_to(tmp_path / "store" / f"blob{number}.png")
     (tmp_path / "store" / "blob3.png").unlink()
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert list(scores.image_id) == ["1_HC", "2_HC"] and kinds(problems) == {"3_HC": "unreadable"}
     assert problems.file[0].endswith("p/3_HC_pred.png") and problems.detail[0].startswith("cannot be read")
 
@@ -513,7 +524,7 @@ def test_links_to_the_masks_themselves_are_predictions(tmp_path):
     (tmp_path / "p").mkdir()
     for name in NAMES:
         (tmp_path / "p" / f"{name}.png").symlink_to(masks / f"{name}.png")
-    scores, problems = folder_scores.score_folder(tmp_path / "p", masks)
+    scores, problems = folders.score_folder(tmp_path / "p", masks)
     assert list(scores.dice) == [1, 1, 1] and problems.empty
 
 
@@ -521,7 +532,7 @@ def test_links_to_the_masks_themselves_are_predictions(tmp_path):
 def test_a_file_that_may_not_be_read_is_listed(masks, predictions):
     write_predictions(predictions)
     (predictions / "1_HC_pred.png").chmod(0)
-    _, problems = folder_scores.score_folder(predictions, masks)
+    _, problems = folders.score_folder(predictions, masks)
     assert kinds(problems) == {"1_HC": "unreadable"} and "Permission" in problems.detail[0]
 
 
@@ -531,7 +542,7 @@ def test_a_file_that_is_no_image_is_listed_on_either_side(side, content, tmp_pat
     write_predictions(predictions)
     path = next(iter((tmp_path / side).glob("2_HC_*")))
     path.write_bytes(content)
-    scores, problems = folder_scores.score_folder(predictions, masks)
+    scores, problems = folders.score_folder(predictions, masks)
     assert list(scores.image_id) == ["1_HC", "3_HC"] and kinds(problems) == {"2_HC": "unreadable"}
     assert path.name in problems.file[0] and path.name not in problems.detail[0]
 
@@ -541,7 +552,7 @@ def test_a_scaled_prediction_is_misshapen(factor, masks, predictions):
     write_predictions(predictions)
     small = cv2.resize(head() * np.uint8(255), None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     write(predictions / "1_HC_pred.png", small)
-    _, problems = folder_scores.score_folder(predictions, masks)
+    _, problems = folders.score_folder(predictions, masks)
     assert kinds(problems) == {"1_HC": "misshapen"}
     assert problems.detail[0] == f"is {WIDTH * factor:.0f} × {HEIGHT * factor:.0f} but the mask {WIDTH} × {HEIGHT}"
 
@@ -561,7 +572,7 @@ def scores_with_sizes(call, tmp_path, masks, text):
 )
 def test_pixel_sizes_add_scores_in_mm_under_our_columns_or_those_of_hc18(call, header, tmp_path, masks):
     suffix = ".png" if header.startswith("filename") else ""
-    more = [f",{0.2 * evaluation.score_masks(head(n), head(n))['truth_circumference_px']}" for n in (1, 2, 3)]
+    more = [f",{0.2 * score_masks(head(n), head(n))['truth_circumference_px']}" for n in (1, 2, 3)]
     rows = [f"{name}{suffix},0.2{more[n] if 'head' in header else ''}" for n, name in enumerate(NAMES)]
     result = scores_with_sizes(call, tmp_path, masks, "\n".join([header, *rows]))
     assert (result.returncode, result.stderr) == (0, "") and "head circumference of 3 images: ADF" in result.stdout
@@ -599,7 +610,7 @@ def test_a_table_of_pixel_sizes_that_is_none_is_one_sentence(call, tmp_path, mas
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 5.0])
-def test_scores_are_those_of_score_masks(tolerance, tmp_path):
+def test_scores_are_those_of_every_score(tolerance, tmp_path):
     rng = np.random.default_rng(0)
     written = {}
     for number in range(8):
@@ -608,11 +619,11 @@ def test_scores_are_those_of_score_masks(tolerance, tmp_path):
         written[f"{number}"] = prediction, head(number)
         write(tmp_path / "p" / f"{number}.png", prediction * 255)
         write(tmp_path / "m" / f"{number}_Annotation.png", outline_of(head(number)))
-    scores, _ = folder_scores.score_folder(tmp_path / "p", tmp_path / "m", tolerance=tolerance)
+    scores, _ = folders.score_folder(tmp_path / "p", tmp_path / "m", tolerance=tolerance)
     for row in scores.to_dict("records"):
         prediction, mask = written[row["image_id"]]
         assert np.array_equal(preprocessing.fill_outline(outline_of(mask)), mask)
-        expected = evaluation.score_masks(prediction, mask, tolerance)
+        expected = score_masks(prediction, mask, tolerance)
         assert {name: row[name] for name in expected} == expected
 
 
@@ -621,5 +632,5 @@ def test_names_are_in_natural_order_whatever_thread_was_first(tmp_path):
     write_masks(tmp_path / "m", names)
     write_predictions(tmp_path / "p", [*names, "4_HC", "40_HC"])
     write(tmp_path / "p" / "11_HC_pred.png", ramp(head(5)))
-    scores, problems = folder_scores.score_folder(tmp_path / "p", tmp_path / "m")
+    scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert list(scores.image_id) == names and list(problems.image_id) == ["4_HC", "11_HC", "40_HC"]

@@ -1,17 +1,13 @@
-"""What tables of scores say: intervals over examinations, means and tails, two runs side by side."""
-
-import json
+"""What tables of scores say: means and tails of every score, two runs side by side."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fetalseg_helpers import evaluation, summaries
+from fetalseg_helpers import evaluation
+from fetalseg_helpers.beyond_dice import summaries
 from fetalseg_helpers.workspace import FetalsegError
 
-few = settings(max_examples=50)
 COLUMNS = ["image_id", "examination", "dice", "iou", "hd95_px", "truth_pixels", "predicted_pixels"]
 
 
@@ -20,84 +16,17 @@ def table_of(*rows):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-# The interval
-
-
-def test_the_interval_of_two_examinations_worked_by_hand():
-    # Draws AA, AB, BA, BB: means 0, 1/2, 1/2, 1. The middle half of them is 1/2, the outer 95 % reach 0 and 1.
-    assert summaries.bootstrap_interval([0.0, 1.0], ["A", "B"]) == (0.0, 1.0)
-    assert summaries.bootstrap_interval([0.0, 1.0], ["A", "B"], level=0.4) == (0.5, 0.5)
-
-
-def test_an_examination_weighs_as_many_images_as_it_has():
-    # A has three images: the mixed draw has the mean 1/4.
-    scores, examinations = [0.0, 0.0, 0.0, 1.0], ["A", "A", "A", "B"]
-    assert summaries.bootstrap_interval(scores, examinations, level=0.4) == (0.25, 0.25)
-
-
-def test_the_interval_of_a_single_examination_is_its_mean():
-    assert summaries.bootstrap_interval([0.8, 0.9, 1.0], ["A"] * 3) == pytest.approx((0.9, 0.9))
-
-
-def test_scores_clustered_in_examinations_give_a_wider_interval_than_independent_ones():
-    scores = np.repeat(np.linspace(0.7, 0.95, 10), 8)  # 10 examinations, 8 frames alike in each
-    low, high = summaries.bootstrap_interval(scores, np.repeat(np.arange(10), 8))
-    alone_low, alone_high = summaries.bootstrap_interval(scores, np.arange(80))
-    assert (high - low) / (alone_high - alone_low) == pytest.approx(np.sqrt(8), rel=0.15)
-
-
-def test_the_interval_covers_the_mean_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):  # 40 examinations with an effect of their own and 3 frames each, true mean 0
-        scores = np.repeat(rng.normal(0, 1, 40), 3) + rng.normal(0, 0.3, 120)
-        low, high = summaries.bootstrap_interval(scores, np.repeat(np.arange(40), 3), draws=300, seed=trial)
-        hits += low <= 0 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-@few
-@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("ABCDEF")), min_size=1, max_size=20))
-def test_the_interval_contains_the_mean_and_stays_within_the_scores(rows):
-    scores, examinations = zip(*rows, strict=True)
-    low, high = summaries.bootstrap_interval(scores, examinations)
-    assert min(scores) - 1e-9 <= low <= np.mean(scores) + 1e-9
-    assert np.mean(scores) - 1e-9 <= high <= max(scores) + 1e-9
-
-
-def test_the_interval_follows_from_the_seed():
-    rng = np.random.default_rng(0)
-    given_rows = rng.random(30), rng.integers(0, 10, 30)
-    assert summaries.bootstrap_interval(*given_rows, seed=3) == summaries.bootstrap_interval(*given_rows, seed=3)
-    assert summaries.bootstrap_interval(*given_rows, seed=3) != summaries.bootstrap_interval(*given_rows, seed=4)
-
-
-def test_an_interval_of_nothing_or_of_unequal_lengths_is_refused():
-    with pytest.raises(ValueError, match="0 scores"):
-        summaries.bootstrap_interval([], [])
-    with pytest.raises(ValueError, match="2 scores for 1 examinations"):
-        summaries.bootstrap_interval([0.1, 0.2], ["A"])
-
-
 # The summary
 
 
-def test_metrics_hold_the_means_their_intervals_and_on_how_much_they_rest(tmp_path):
-    scores = table_of(
-        ("1", "A", 0.9, 0.82, 1.0, 9, 9), ("2", "A", 0.7, 0.54, 4.0, 9, 9), ("3", "B", 0.8, 0.67, 1.0, 9, 9)
-    )
-    summary = summaries.summarise(scores)
-    summaries.write_metrics(tmp_path, scores, summary)
-    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    contract = {"mean_dice", "mean_iou", "dice_interval_95", "iou_interval_95", "images", "examinations"}
-    assert contract <= set(stored)
-    assert stored["mean_dice"] == 0.8 and stored["mean_iou"] == pytest.approx(0.6767)
-    assert (stored["images"], stored["examinations"]) == (3, 2)
-    assert stored["dice_interval_95"] == pytest.approx(summaries.bootstrap_interval([0.9, 0.7, 0.8], list("AAB")))
-    assert stored["iou_interval_95"] == pytest.approx(summaries.bootstrap_interval([0.82, 0.54, 0.67], list("AAB")))
-    assert (stored["worst_image"], stored["worst_dice"], stored["median_dice"]) == ("2", 0.7, 0.8)
-    table = pd.read_csv(tmp_path / "metrics.csv", dtype={"image_id": str})
-    pd.testing.assert_frame_equal(table, scores, check_dtype=False)
+def test_a_summary_is_that_of_dice_and_iou_with_every_score_beside_it():
+    scores = table_of(("1", "A", 0.9, 0.82, 1.0, 9, 9), ("2", "B", 0.7, 0.54, 4.0, 9, 9))
+    summary = summaries.summarise(scores, draws=300, seed=3)
+    assert list(summary) == [*evaluation.summarise(scores, draws=300, seed=3), "scores"]
+    assert summary.items() >= evaluation.summarise(scores, draws=300, seed=3).items()
+    for name in ("dice", "iou"):
+        assert summary["scores"][name]["mean"] == summary[f"mean_{name}"]
+        assert summary["scores"][name]["interval_95"] == summary[f"{name}_interval_95"]
 
 
 def test_the_numbers_of_a_score_worked_by_hand():
@@ -137,40 +66,12 @@ def test_scores_that_some_images_lack_are_of_those_that_have_them():
     found = summaries.summarise(scores)["scores"]
     assert "assd_mm" not in found
     assert (found["hd95_mm"]["mean"], found["hd95_mm"]["images"], found["dice"]["images"]) == (3, 2, 3)
-    assert found["hd95_mm"]["interval_95"] == list(summaries.bootstrap_interval([2.0, 4.0], list("AB")))
+    assert found["hd95_mm"]["interval_95"] == list(evaluation.bootstrap_interval([2.0, 4.0], list("AB")))
 
 
 def test_a_single_image_has_no_spread():
     numbers = summaries.summarise(table_of(("1", "A", 0.9, 0.8, 1.0, 9, 9)))["scores"]["dice"]
     assert (numbers["sd"], numbers["interval_95"], numbers["percentile_5"]) == (0, [0.9, 0.9], 0.9)
-
-
-def test_pooled_scores_weigh_pixels_and_means_weigh_images():
-    # A small head missed but for half of it, and a large one that is nearly right: prediction and truth of each.
-    small, large = np.zeros((2, 40, 50), int), np.zeros((2, 40, 50), int)
-    small[0, 2:4, 2:6], small[1, 2:4, 4:8] = 1, 1  # 8 and 8, 4 shared
-    large[0, 5:35, 5:45], large[1, 5:35, 5:43] = 1, 1  # 1200 and 1140, within each other
-    pairs = {"small": small, "large": large}
-    table = evaluation.score_table([(name, name, lambda pair=pair: pair) for name, pair in pairs.items()])
-    summary = summaries.summarise(table)
-    # Of both, 4 + 1140 pixels are shared, 8 + 1200 predicted, 8 + 1140 true.
-    assert summary["pooled_dice"] == pytest.approx(2 * 1144 / (1208 + 1148), abs=5e-5)
-    assert summary["pooled_iou"] == pytest.approx(1144 / (1208 + 1148 - 1144), abs=5e-5)
-    assert summary["mean_dice"] == pytest.approx((8 / 16 + 2 * 1140 / 2340) / 2, abs=5e-5)
-    assert summary["mean_iou"] == pytest.approx((4 / 12 + 1140 / 1200) / 2, abs=5e-5)
-    assert summary["pooled_dice"] > summary["mean_dice"] + 0.2
-
-
-def test_empty_predictions_and_empty_truths_are_counted():
-    empty, full = np.zeros((3, 4), int), np.ones((3, 4), int)
-    cases = [(empty, empty), (empty, full), (empty, full), (full, empty), (full, full), (full, full)]
-    table = evaluation.score_table([(str(n), str(n), lambda pair=pair: pair) for n, pair in enumerate(cases)])
-    summary = summaries.summarise(table)
-    assert (summary["empty_predictions"], summary["empty_truths"], summary["images"]) == (3, 2, 6)
-    assert summary["mean_dice"] == 0.5 and summary["scores"]["hd95_px"]["mean"] == 2.5  # three at a diagonal of 5
-    assert summary["pooled_dice"] == pytest.approx(2 * 24 / (36 + 48), abs=5e-5)
-    nothing = summaries.summarise(evaluation.score_table([("1", "1", lambda: (empty, empty))]))
-    assert (nothing["pooled_dice"], nothing["pooled_iou"], nothing["mean_dice"]) == (1, 1, 1)
 
 
 def test_a_summary_reads_as_a_table_with_units_and_the_tail_that_is_bad():
@@ -226,9 +127,9 @@ def test_the_interval_of_a_difference_is_that_of_pairs_and_not_of_two_means():
     second = first.assign(dice=first.dice + 0.02 + rng.normal(0, 0.005, 60))
     row = summaries.compare(first, second, metrics=["dice"]).loc["dice"]
     assert row.low > 0.015 and row.high < 0.025 and row.better > 55
-    low, high = summaries.bootstrap_interval(second.dice - first.dice, first.examination)
+    low, high = evaluation.bootstrap_interval(second.dice - first.dice, first.examination)
     assert (row.low, row.high) == (low, high)
-    alone = summaries.bootstrap_interval(first.dice, first.examination)
+    alone = evaluation.bootstrap_interval(first.dice, first.examination)
     assert alone[1] - alone[0] > 10 * (high - low)
 
 

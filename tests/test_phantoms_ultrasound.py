@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from fetalseg_helpers import ultrasound as us
+from fetalseg_helpers.phantoms import ultrasound as us
 
 SHAPE = us.SAMPLES, us.BEAMS
 SECTOR = us.Sector(400, -300, 300, 560, 0.5)
@@ -67,9 +67,9 @@ def test_tissue_behind_fluid_is_enhanced_by_the_loss_the_fluid_spares():
 
 def test_pulse_and_beam_have_the_widths_of_the_textbook():
     # 2 cycles at 4 MHz are 2 × 0.385 mm long and, on the way there and back, half as long in the picture
-    assert us.pulse_sigma(4.0, 2, 0.1) * 2.355 == pytest.approx(0.385 / 0.1, rel=0.001)
-    assert us.beam_sigma(4.0, 3.0, 0.1) * 2.355 == pytest.approx(3 * 0.385 / 0.1, rel=0.001)
-    assert us.pulse_sigma(8.0, 2, 0.1) == pytest.approx(us.pulse_sigma(4.0, 2, 0.1) / 2)
+    assert us.gaussian_sigma(2 / 2, 4.0, 0.1) * 2.355 == pytest.approx(0.385 / 0.1, rel=0.001)
+    assert us.gaussian_sigma(3.0, 4.0, 0.1) * 2.355 == pytest.approx(3 * 0.385 / 0.1, rel=0.001)  # at f-number 3
+    assert us.gaussian_sigma(1, 8.0, 0.1) == pytest.approx(us.gaussian_sigma(1, 4.0, 0.1) / 2)
 
 
 def test_haze_lags_behind_its_echo_and_fades_to_1_over_e():

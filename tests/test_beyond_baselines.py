@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from shapes import ellipse_mask
 
-from fetalseg_helpers import baselines, biometry, evaluation, preprocessing
+from fetalseg_helpers import evaluation, preprocessing
+from fetalseg_helpers.beyond_dice import baselines
+from fetalseg_helpers.ellipses import Ellipse
 
 NAMES = ["all background", "mean mask of the training set", "ellipse at the mean place", "Otsu and morphology"]
 FRAME = (108, 160)  # of the images; the canvas is another
@@ -56,8 +58,8 @@ def test_angles_are_averaged_as_directions(angles, mean):
 
 
 def test_which_axis_an_ellipse_calls_its_first_does_not_matter(monkeypatch):
-    same = iter([biometry.Ellipse(9, 8, 30, 20, 10), biometry.Ellipse(9, 8, 20, 30, 100), None])
-    monkeypatch.setattr(biometry, "border_ellipse", lambda mask: next(same))  # the last fits no ellipse
+    same = iter([Ellipse(9, 8, 30, 20, 10), Ellipse(9, 8, 20, 30, 100), None])
+    monkeypatch.setattr(baselines, "border_ellipse", lambda mask: next(same))  # the last fits no ellipse
     assert baselines.mean_ellipse(np.zeros((3, 2, 2), np.uint8)) == pytest.approx((9, 8, 30, 20, 10))
 
 

@@ -8,17 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import (
-    checkpoints,
-    evaluation,
-    loading,
-    model_card,
-    prediction,
-    preprocessing,
-    summaries,
-    trainer,
-    training,
-)
+from fetalseg_helpers import evaluation, loading, preprocessing, training, verification
+from fetalseg_helpers.beyond_dice import model_card
+from fetalseg_helpers.beyond_dice.scores import complete, every_score
+from fetalseg_helpers.beyond_dice.summaries import summarise
 from fetalseg_helpers.workspace import FetalsegError, read_json, write_json, write_table
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=2, batch_size=6, learning_rate=1e-2, seed=1)
@@ -27,12 +20,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def evaluate(run_dir, sizes=None, flip=False):
     """What notebook 06 leaves in a run folder."""
-    network, state = checkpoints.load_network(run_dir / "checkpoint.pt")
-    predict = prediction.make_predictor(network, state["canvas"], 0.45, "largest", flip)
-    scores = evaluation.score_pairs(predict, evaluation.usable_pairs(run_dir), sizes, tolerance=3.0)
+    network, state = training.load_network(run_dir / "checkpoint.pt")
+    predict = evaluation.make_predictor(network, state["canvas"], 0.45, "largest", flip)
+    pixel_mm = None if sizes is None else sizes.pixel_mm
+    pairs = verification.usable_pairs(run_dir, "test")
+    scores = complete(evaluation.score_pairs(predict, pairs, every_score(3.0), pixel_mm), sizes)
     about = {"threshold": 0.45, "region": "largest", "chosen": "chosen on validation images", "tolerance_px": 3.0}
     about |= {"data": read_json(run_dir / "data.json")["data"], "parameters": {"flip": flip}}
-    summaries.write_metrics(run_dir, scores, summaries.summarise(scores, draws=200) | about)
+    about["checkpoint_sha256"] = state["sha256"]
+    evaluation.write_metrics(run_dir, scores, summarise(scores, draws=200) | about)
     return scores
 
 
@@ -41,7 +37,7 @@ def evaluated(tmp_path_factory, draw_pairs):
     root = tmp_path_factory.mktemp("card")
     draw_pairs(root / "hospital", siblings=True)
     preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "hospital"), seed=0)
-    trainer.train(root / "run", SMALL, report=lambda line: None)
+    training.train(training.Trainer(root / "run", SMALL), report=lambda line: None)
     evaluate(root / "run")
     return root / "run"
 
@@ -147,7 +143,7 @@ def test_test_images_that_share_an_examination_with_training_are_counted_and_war
 
 
 def test_network_and_training_are_described_by_the_checkpoint(run_dir):
-    state = checkpoints.load_checkpoint(run_dir / "checkpoint.pt")
+    state = training.load_checkpoint(run_dir / "checkpoint.pt")
     text = card_of(run_dir)
     assert "2 base channels and depth 2, normalisation batch, for frames scaled to 48 × 32 pixels" in " ".join(
         text.split()
@@ -192,7 +188,7 @@ def test_the_worst_images_are_listed_as_failures(run_dir):
 
 
 def test_pixel_sizes_add_scores_and_the_circumference_in_mm(run_dir):
-    names = evaluation.usable_pairs(run_dir).image_id
+    names = verification.usable_pairs(run_dir, "test").image_id
     sizes = pd.DataFrame({"pixel_mm": 0.2, "head_circumference_mm": np.nan}, index=names[:-1])
     scores = evaluate(run_dir, sizes)
     text = section(card_of(run_dir), "Scores")
@@ -207,8 +203,18 @@ def test_pixel_sizes_of_other_images_add_nothing(run_dir):
     assert "Head circumference of" not in text and "nan" not in text and "mm" not in text
 
 
+def test_a_run_that_was_scored_by_dice_and_iou_alone_has_a_card(run_dir):
+    scores = pd.read_csv(run_dir / "metrics.csv", dtype={"image_id": str, "examination": str})
+    scores = scores[["image_id", "examination", "dice", "iou", "truth_pixels", "predicted_pixels"]]
+    evaluation.write_metrics(run_dir, scores, read_json(run_dir / "metrics.json") | summarise(scores, draws=200))
+    text = card_of(run_dir)
+    assert list(rows_of(section(text, "Scores")))[1:] == ["Dice", "IoU"]
+    assert "HD95" not in section(text, "Failures seen")
+
+
 def test_the_versions_close_the_card(run_dir):
-    assert re.match(r"Python 3\.\d+\.\d+, torch \S+, numpy \S+", section_text(run_dir, "Made with"))
+    made_with = section_text(run_dir, "Made with")
+    assert re.match(r"Python 3\.\d+\.\d+, torch \S+, numpy \S+", made_with) and "/" not in made_with
 
 
 def test_a_card_is_written_anew_after_another_evaluation(run_dir):
@@ -224,6 +230,13 @@ def test_a_run_without_scores_is_refused_in_one_sentence(kept, run_dir):
     if kept is not None:
         write_json(run_dir / "metrics.json", kept)
     with pytest.raises(FetalsegError, match=r"metrics\.json has no scores yet: run notebook 06 first\.$") as error:
+        model_card.write_model_card(run_dir)
+    assert "\n" not in str(error.value) and not (run_dir / "model_card.md").exists()
+
+
+def test_scores_of_another_network_are_refused_in_one_sentence(run_dir):
+    write_json(run_dir / "metrics.json", read_json(run_dir / "metrics.json") | {"checkpoint_sha256": "0" * 64})
+    with pytest.raises(FetalsegError, match=r"metrics\.json is of other weights than checkpoint\.pt") as error:
         model_card.write_model_card(run_dir)
     assert "\n" not in str(error.value) and not (run_dir / "model_card.md").exists()
 

@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage
 from scipy.stats import norm
 
-from fetalseg_helpers import evaluation, preprocessing, robustness
+from fetalseg_helpers import evaluation, preprocessing
+from fetalseg_helpers.beyond_dice import robustness
 from fetalseg_helpers.workspace import FetalsegError
 
 NAMES = list(robustness.CORRUPTIONS)

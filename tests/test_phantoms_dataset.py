@@ -1,16 +1,24 @@
 """Sets of phantoms: the tree they are written to, their names, splits and planted defects, and how they are made."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fetalseg_helpers import biometry, phantom_set, preprocessing
-from fetalseg_helpers.ultrasound import HEIGHT
+from fetalseg_helpers import preprocessing
+from fetalseg_helpers.beyond_dice.circumference import head_circumference
+from fetalseg_helpers.phantoms import dataset
+from fetalseg_helpers.phantoms.ultrasound import HEIGHT
 from fetalseg_helpers.workspace import FetalsegError
 
 COUNT, SEED = 44, 3
@@ -26,9 +34,9 @@ def written(tmp_path_factory):
     """A set with every kind of defect: folder, defects, and all malignant files by name."""
     reported = []
     folder = tmp_path_factory.mktemp("set") / "phantoms"
-    assert phantom_set.write_phantoms(folder, COUNT, SEED, processes=2, progress=reported.append) == folder
+    assert dataset.write_phantoms(folder, COUNT, SEED, processes=2, progress=reported.append) == folder
     paths = {path.name: path for path in folder.rglob("malignant/*.png")}
-    return folder, phantom_set.planted_defects(COUNT, SEED), paths, reported
+    return folder, dataset.planted_defects(COUNT, SEED), paths, reported
 
 
 def grey(path):
@@ -36,17 +44,11 @@ def grey(path):
 
 
 def test_number_of_processes_does_not_change_a_byte(tmp_path):
-    one = files(phantom_set.write_phantoms(tmp_path / "one", 12, 7, processes=1))
-    two = files(phantom_set.write_phantoms(tmp_path / "two", 12, 7, processes=2))
+    one = files(dataset.write_phantoms(tmp_path / "one", 12, 7, processes=1))
+    two = files(dataset.write_phantoms(tmp_path / "two", 12, 7, processes=2))
     assert one == two
-    other = files(phantom_set.write_phantoms(tmp_path / "other", 12, 8, processes=1))
+    other = files(dataset.write_phantoms(tmp_path / "other", 2, 8, processes=1))
     assert not set(one.values()) & set(other.values())
-
-
-def test_drawing_in_this_process_leaves_opencv_as_it_was(tmp_path):
-    before = cv2.getNumThreads()
-    phantom_set.write_phantoms(tmp_path / "set", 1, processes=1)
-    assert cv2.getNumThreads() == before
 
 
 def test_progress_rises_to_the_number_of_frames(written):
@@ -114,28 +116,28 @@ def test_pixel_sizes_lie_beside_the_tree_with_a_row_for_each_malignant_frame(wri
     stems = {name.removesuffix(".png").removesuffix("_Annotation") for name in paths}
     assert sorted(table.image_id, key=lambda stem: int(stem.split("_")[0])) == list(table.image_id)  # by number
     assert len(table) == COUNT and set(table.image_id) == stems
-    examinations = {entry.stem: entry.examination for entry in phantom_set.set_entries(COUNT, SEED)}
+    examinations = {entry.stem: entry.examination for entry in dataset.set_entries(COUNT, SEED)}
     assert (table.groupby(table.image_id.map(examinations)).pixel_mm.nunique() == 1).all()
     assert table.pixel_mm.between(0.03, 0.6).all() and table.head_circumference_mm.between(40, 400).all()
 
 
 def test_the_circumference_beside_a_frame_is_that_of_its_outline(written):
     folder, defects, paths, _ = written
-    sizes = biometry.read_pixel_sizes(folder / "pixel_sizes.csv")
+    sizes = pd.read_csv(folder / "pixel_sizes.csv", index_col="image_id")
     near_border, unlike = set(defects["near_border"]), set(defects["empty_mask"]) | set(defects["missing_mask"])
     cut, compared = set(defects["open_outline"]), 0
     for stem, row in sizes.drop(unlike | near_border).iterrows():  # a rim at the border is too little to measure
         mask = preprocessing.fill_outline(grey(paths[f"{stem}_Annotation.png"]))
-        measured = row.pixel_mm * biometry.head_circumference(mask)
+        measured = row.pixel_mm * head_circumference(mask)
         assert measured == pytest.approx(row.head_circumference_mm, rel=0.03 if stem in cut else 0.001), stem
         compared += 1
     assert compared > 35
 
 
 def test_without_defects_every_pair_is_whole(tmp_path):
-    folder = phantom_set.write_phantoms(tmp_path / "set", 40, defects=False, processes=2)
+    folder = dataset.write_phantoms(tmp_path / "set", 12, defects=False, processes=1)
     paths = {path.name: path for path in folder.rglob("malignant/*.png")}
-    assert len(paths) == 80
+    assert len(paths) == 24
     for name, path in paths.items():
         if "_Annotation" in name:
             assert path.with_name(name.replace("_Annotation", "")).exists()
@@ -156,10 +158,10 @@ def groups(stems):
 @settings(max_examples=60)
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**40))
 def test_names_give_the_examinations_even_without_defective_frames(count, seed):
-    entries = phantom_set.set_entries(count, seed)
+    entries = dataset.set_entries(count, seed)
     truth = {entry.stem: entry.examination for entry in entries}
     assert len(truth) == count and groups(truth) == truth
-    defects = phantom_set.planted_defects(count, seed)
+    defects = dataset.planted_defects(count, seed)
     planted = [stem for stems in defects.values() for stem in stems]
     assert len(planted) == len(set(planted)) and set(planted) <= set(truth)
     left = {stem: group for stem, group in truth.items() if stem not in planted}
@@ -168,18 +170,18 @@ def test_names_give_the_examinations_even_without_defective_frames(count, seed):
 
 
 def test_defects_depend_on_the_size_of_the_set():
-    full = phantom_set.planted_defects(160, 0)
-    assert {kind: len(stems) for kind, stems in full.items()} == phantom_set.DEFECTS
-    assert not any(phantom_set.planted_defects(11, 0).values())
-    assert sum(map(len, phantom_set.planted_defects(12, 0).values())) == 3
-    assert all(phantom_set.planted_defects(40, 0).values())
-    assert phantom_set.planted_defects(160, 0) == full != phantom_set.planted_defects(160, 1)
+    full = dataset.planted_defects(160, 0)
+    assert {kind: len(stems) for kind, stems in full.items()} == dataset.DEFECTS
+    assert not any(dataset.planted_defects(11, 0).values())
+    assert sum(map(len, dataset.planted_defects(12, 0).values())) == 3
+    assert all(dataset.planted_defects(40, 0).values())
+    assert dataset.planted_defects(160, 0) == full != dataset.planted_defects(160, 1)
 
 
 def test_splits_have_the_data_sets_shares_and_leak_examinations():
-    entries = phantom_set.set_entries(1000, 0)
+    entries = dataset.set_entries(1000, 0)
     splits = [entry.split for entry in entries]
-    assert [splits.count(name) for name in phantom_set.SPLITS] == [730, 120, 150]
+    assert [splits.count(name) for name in dataset.SPLITS] == [730, 120, 150]
     homes = {}
     for entry in entries:
         homes.setdefault(entry.examination, set()).add(entry.split)
@@ -191,22 +193,142 @@ def test_a_stopped_run_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        phantom_set.write_phantoms(tmp_path / "set", 3, processes=1, progress=stop)
+        dataset.write_phantoms(tmp_path / "set", 3, processes=1, progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_as_many_processes_as_may_be_used_but_no_more_than_eight_or_than_examinations(tmp_path, monkeypatch):
+    asked = []
+
+    def results(tasks, processes):
+        asked.append(processes)
+        yield from ([] for _ in tasks)
+
+    monkeypatch.setattr(dataset, "_results", results)
+    for cores, count in ((48, 40), (3, 40), (48, 2)):
+        monkeypatch.setattr(dataset, "usable_cores", lambda cores=cores: cores)
+        dataset.write_phantoms(tmp_path / f"{cores}_{count}", count)
+    assert asked == [dataset.MOST_PROCESSES, 3, len({entry.examination for entry in dataset.set_entries(2, 0)})]
+
+
+DRAWING = """
+from fetalseg_helpers.phantoms.dataset import write_phantoms
+from fetalseg_helpers.workspace import FetalsegError
+
+try:
+    write_phantoms({folder!r}, 400, processes=2, progress=lambda done: print(done, flush=True))
+except KeyboardInterrupt:
+    print("interrupted")
+except FetalsegError as error:
+    print(error)
+"""  # without `if __name__ == "__main__":`, and not even in a file
+
+
+@contextmanager
+def drawing(folder):
+    """A process that draws with two others and has finished its first frame: itself, and those it has started."""
+    command = [sys.executable, "-c", DRAWING.format(folder=str(folder))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        try:
+            assert process.stdout.readline().strip().isdigit()
+            workers = psutil.Process(process.pid).children(recursive=True)
+            assert len(workers) == 2
+            yield process, workers
+        finally:
+            process.kill()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def last_line(process):
+    output, errors = process.communicate(timeout=20)
+    assert errors == ""
+    return output.splitlines()[-1]
+
+
+def test_of_two_that_write_one_folder_the_second_is_told_and_what_a_killed_one_leaves_is_removed_by_the_next(tmp_path):
+    with drawing(tmp_path / "set") as (process, workers):
+        with pytest.raises(FetalsegError, match=r"set is being written by another process: wait, or choose another"):
+            dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+        assert process.stdout.readline().strip().isdigit()  # it draws on
+        process.kill()
+        assert psutil.wait_procs(workers, timeout=20)[1] == []  # no drawing process outlives it
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-set", ".unfinished-set.lock"]
+    dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal to others on Windows: try it in a console")
+def test_ctrl_c_ends_it_at_once_with_nothing_left_and_nothing_said(tmp_path):
+    with drawing(tmp_path / "set") as (process, _):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+        assert last_line(process) == "interrupted"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_drawing_process_is_an_error_in_one_sentence_at_once(tmp_path):
+    with drawing(tmp_path / "set") as (process, workers):
+        workers[1].kill()
+        sentence = last_line(process)
+    assert "memory is short, or a drawing process was killed" in sentence and "__main__" not in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_drawing_process_is_that_of_a_single_one(tmp_path):
+    changes = {"gain": dataset.DEFECTS}  # cannot be called
+    for processes in (1, 2):
+        with pytest.raises(TypeError, match="not callable"):
+            dataset.write_phantoms(tmp_path / "set", 3, processes=processes, changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which limits the memory of a process")
+def test_too_little_memory_is_an_error_in_one_sentence(tmp_path):
+    code = f"""
+import resource
+import fetalseg_helpers.loading
+from fetalseg_helpers.phantoms.dataset import write_phantoms
+from fetalseg_helpers.workspace import FetalsegError
+
+resource.setrlimit(resource.RLIMIT_AS, (100_000_000, 100_000_000))
+for processes in (1, 2):
+    try:
+        write_phantoms({str(tmp_path / "set")!r}, 40, processes=processes)
+    except FetalsegError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("memory is short") == 2 and done.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_file_is_reported_with_the_systems_own_reason(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(FetalsegError, match=r"could not be written \((Not a directory|File exists)\)") as caught:
+        dataset.write_phantoms(tmp_path / "file" / "set", 1, processes=1)
+    assert "free some space" not in str(caught.value)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset, "_png", full)
+    with pytest.raises(FetalsegError, match=r"could not be written \(No space left on device\): free some space"):
+        dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_used(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
-    phantom_set.write_phantoms(folder, 1, processes=1)
+    dataset.write_phantoms(folder, 1, processes=1)
     before = files(folder)
     with pytest.raises(FetalsegError, match="delete it"):
-        phantom_set.write_phantoms(folder, 1, processes=1)
+        dataset.write_phantoms(folder, 1, processes=1)
     assert files(folder) == before
 
 
 @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (2.5, 0), (1, -1), (1, "a")])
 def test_bad_arguments_are_refused_in_one_sentence(tmp_path, count, seed):
     with pytest.raises(FetalsegError, match=r"^(count|seed) is "):
-        phantom_set.write_phantoms(tmp_path / "set", count, seed)
+        dataset.write_phantoms(tmp_path / "set", count, seed)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from shapes import ellipse_mask
 
-from fetalseg_helpers import anatomy, biometry, preprocessing
+from fetalseg_helpers import ellipses, preprocessing
+from fetalseg_helpers.beyond_dice import circumference
+from fetalseg_helpers.beyond_dice.scores import complete
 from fetalseg_helpers.workspace import FetalsegError
 
 few = settings(max_examples=30)
@@ -28,47 +30,19 @@ def head(x, y, a, b, turn, size=(240, 360)):
     return ellipse_mask(x, y, a + LINE, b + LINE, turn, size)
 
 
-# The ellipse and its length
-
-
-@given(st.floats(0.5, 500), st.floats(0.5, 500))
-@few
-def test_the_perimeter_of_an_ellipse_is_its_length(a, b):
-    assert anatomy.ellipse_perimeter(a, b) == pytest.approx(perimeter(a, b), rel=1e-6)
-    assert anatomy.ellipse_perimeter(a, a) == pytest.approx(2 * np.pi * a)
-
-
-@given(*axes)
-@few
-def test_the_ellipse_of_a_drawn_ellipse_has_its_place_axes_and_angle(a, ratio, turn):
-    found = biometry.border_ellipse(ellipse_mask(170, 110, a, ratio * a, turn, (240, 360)))
-    assert (found.x, found.y) == pytest.approx((170, 110), abs=0.2)
-    assert sorted((found.a, found.b)) == pytest.approx([ratio * a, a], abs=0.5)
-    if ratio < 0.9:  # else the angle means little
-        long_axis = found.angle if found.a > found.b else found.angle + 90
-        assert abs((long_axis - turn + 90) % 180 - 90) < 2
-
-
-@given(st.floats(-60, 420), st.floats(-60, 300), *axes)
-@few
-def test_a_drawn_ellipse_holds_the_pixels_whose_centres_lie_in_it(x, y, a, ratio, turn):
-    drawn = biometry.draw_ellipse(biometry.Ellipse(x, y, a, ratio * a, turn), 360, 240)
-    assert drawn.shape == (240, 360) and drawn.dtype == np.uint8
-    # In single precision a centre that lies on the ellipse may fall to either side.
-    inner, outer = (ellipse_mask(x, y, a + more, ratio * a + more, turn, (240, 360)) for more in (-0.01, 0.01))
-    assert (inner <= drawn).all() and (drawn <= outer).all()
+# The circumference
 
 
 @given(st.floats(165, 195), st.floats(110, 130), *axes)
 @few
 def test_the_circumference_of_a_mask_is_the_length_of_the_ellipse_that_was_drawn(x, y, a, ratio, turn):
-    found = biometry.head_circumference(head(x, y, a, ratio * a, turn))
+    found = circumference.head_circumference(head(x, y, a, ratio * a, turn))
     assert found == pytest.approx(perimeter(a, ratio * a), rel=0.005)
 
 
 @pytest.mark.parametrize(("a", "b", "turn"), [(190, 150, 20), (120, 85, 95), (240, 200, 160)])
 def test_the_circumference_of_a_whole_frame_is_right_to_a_thousandth(a, b, turn):
-    found = biometry.head_circumference(head(400.3, 269.6, a, b, turn, (540, 800)))
+    found = circumference.head_circumference(head(400.3, 269.6, a, b, turn, (540, 800)))
     assert found == pytest.approx(perimeter(a, b), rel=0.001)
 
 
@@ -76,10 +50,7 @@ def test_the_circumference_runs_along_the_middle_of_the_line():
     outer, inner = (ellipse_mask(180, 120, 70 + more, 50 + more, 30, (240, 360)) for more in (LINE, -LINE))
     filled = preprocessing.fill_outline((outer - inner) * np.uint8(255))
     assert np.array_equal(filled, outer)
-    assert biometry.head_circumference(filled) == pytest.approx(perimeter(70, 50), rel=0.003)
-    for width in (0, 1, 4):
-        found = biometry.head_circumference(filled, line_half_width=width)
-        assert found == pytest.approx(perimeter(70 + LINE - width, 50 + LINE - width), rel=0.003)
+    assert circumference.head_circumference(filled) == pytest.approx(perimeter(70, 50), rel=0.003)
     assert perimeter(70 + LINE, 50 + LINE) > 1.015 * perimeter(70, 50)  # so that the line matters
 
 
@@ -90,31 +61,31 @@ def test_the_circumference_of_a_head_that_the_frame_cuts_off_is_that_of_the_whol
     for centre in ((180, 240 - below * b), (below * b, 120)):
         mask = head(*centre, a, b, turn)
         assert mask[[0, -1]].any() or mask[:, [0, -1]].any()
-        assert biometry.head_circumference(mask) == pytest.approx(perimeter(a, b), rel=0.05)
+        assert circumference.head_circumference(mask) == pytest.approx(perimeter(a, b), rel=0.05)
 
 
 def test_the_circumference_is_that_of_the_largest_region_and_not_of_the_longest_border():
     mask = head(100, 120, 40, 30, 0)
     mask[5, 5:355] = 1  # 350 px long and one high
     mask[180:200, 250:270] = 1
-    assert biometry.head_circumference(mask) == pytest.approx(perimeter(40, 30), rel=0.005)
+    assert circumference.head_circumference(mask) == pytest.approx(perimeter(40, 30), rel=0.005)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((30, 40)), np.ones((30, 40)), np.pad([[1, 1], [1, 1]], 9), np.ones((1, 1))])
 def test_where_no_ellipse_fits_there_is_none_and_the_circumference_is_0(mask):
     mask = mask.astype(np.uint8)
-    assert biometry.border_ellipse(mask) is None and biometry.head_circumference(mask) == 0
+    assert ellipses.border_ellipse(mask) is None and circumference.head_circumference(mask) == 0
 
 
 def test_an_ellipse_far_longer_than_its_border_is_none():
     mask = np.zeros((540, 800), np.uint8)
     mask[200, 100:392] = mask[201, 390:392] = 1  # least squares: half an axis of 770 px
-    assert biometry.border_ellipse(mask) is None and biometry.head_circumference(mask) == 0
+    assert ellipses.border_ellipse(mask) is None and circumference.head_circumference(mask) == 0
 
 
 @pytest.mark.parametrize("size", [(2, 3), (1, 7), (3, 3)])
 def test_the_circumference_of_a_speck_is_a_small_number(size):
-    assert 0 < biometry.head_circumference(np.pad(np.ones(size, np.uint8), 9)) < 20
+    assert 0 < circumference.head_circumference(np.pad(np.ones(size, np.uint8), 9)) < 20
 
 
 # Pixel sizes
@@ -132,21 +103,23 @@ def written(tmp_path, text):
 
 @pytest.mark.parametrize("text", [HC18, OURS])
 def test_pixel_sizes_are_read_from_hc18s_table_and_from_ours(tmp_path, text):
-    sizes = biometry.read_pixel_sizes(written(tmp_path, text))
+    sizes = circumference.read_pixel_sizes(written(tmp_path, text))
     assert list(sizes.index) == ["000_HC", "010_2HC"] and sizes.index.name == "image_id"
     assert sizes.pixel_mm.tolist() == [0.0691358, 0.2] and sizes.head_circumference_mm.tolist() == [44.3, 175.5]
 
 
 def test_a_circumference_may_be_unknown_and_a_name_may_be_a_number(tmp_path):
-    sizes = biometry.read_pixel_sizes(written(tmp_path, "image_id,pixel_mm\n007,0.1\n12,0.2\n"))
+    sizes = circumference.read_pixel_sizes(written(tmp_path, "image_id,pixel_mm\n007,0.1\n12,0.2\n"))
     assert list(sizes.index) == ["007", "12"] and sizes.head_circumference_mm.isna().all()
-    some = biometry.read_pixel_sizes(written(tmp_path, "pixel_mm,head_circumference_mm,image_id\n0.1,,a\n0.2,99,b\n"))
+    some = circumference.read_pixel_sizes(
+        written(tmp_path, "pixel_mm,head_circumference_mm,image_id\n0.1,,a\n0.2,99,b\n")
+    )
     assert some.loc["b"].tolist() == [0.2, 99] and np.isnan(some.head_circumference_mm["a"])
 
 
 def test_only_the_ending_of_an_image_file_is_taken_off_a_name(tmp_path):
     text = "image_id,pixel_mm\nscan.1,0.1\nscan.2,0.2\nscan.3.PNG,0.3\nscan.4.jpeg,0.4\n"
-    sizes = biometry.read_pixel_sizes(written(tmp_path, text))
+    sizes = circumference.read_pixel_sizes(written(tmp_path, text))
     assert list(sizes.index) == ["scan.1", "scan.2", "scan.3", "scan.4"]
 
 
@@ -168,15 +141,15 @@ def test_only_the_ending_of_an_image_file_is_taken_off_a_name(tmp_path):
 )
 def test_what_is_no_table_of_pixel_sizes_is_refused_with_its_reason(tmp_path, text, reason):
     with pytest.raises(FetalsegError, match=rf"pixel_sizes\.csv.*{reason}"):
-        biometry.read_pixel_sizes(written(tmp_path, text))
+        circumference.read_pixel_sizes(written(tmp_path, text))
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
     with pytest.raises(FetalsegError, match=r"pixel_sizes\.csv cannot be read.*No such file"):
-        biometry.read_pixel_sizes(tmp_path / "pixel_sizes.csv")
+        circumference.read_pixel_sizes(tmp_path / "pixel_sizes.csv")
     (tmp_path / "pixel_sizes.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00")
     with pytest.raises(FetalsegError, match=r"pixel_sizes\.csv cannot be read"):
-        biometry.read_pixel_sizes(tmp_path / "pixel_sizes.csv")
+        circumference.read_pixel_sizes(tmp_path / "pixel_sizes.csv")
 
 
 def test_the_table_beside_the_data_is_found_and_a_given_one_goes_first(tmp_path):
@@ -184,20 +157,23 @@ def test_the_table_beside_the_data_is_found_and_a_given_one_goes_first(tmp_path)
     data.mkdir()
     run.mkdir()
     (run / "data.json").write_text(json.dumps({"root": str(data)}), encoding="utf-8")
-    assert biometry.find_pixel_sizes(run) is None
+    none = circumference.find_pixel_sizes(run)
+    assert none.empty and list(none.columns) == ["pixel_mm", "head_circumference_mm"]
     (data / "training_set_pixel_size_and_HC.csv").write_text(HC18, encoding="utf-8")
-    assert biometry.find_pixel_sizes(run).pixel_mm["010_2HC"] == 0.2
+    assert circumference.find_pixel_sizes(run).pixel_mm["010_2HC"] == 0.2
     given_table = written(tmp_path, OURS.replace("0.2,", "0.3,"))
-    assert biometry.find_pixel_sizes(run, str(given_table)).pixel_mm["010_2HC"] == 0.3
+    assert circumference.find_pixel_sizes(run, str(given_table)).pixel_mm["010_2HC"] == 0.3
 
 
 # Millimetres
 
+PX = ["circumference_px", "truth_circumference_px"]
+
 
 def scored(**circumferences):
     """A table of scores: (circumference, true circumference) in px by name."""
-    table = pd.DataFrame.from_dict(circumferences, "index", columns=["circumference_px", "truth_circumference_px"])
-    return table.rename_axis("image_id").reset_index()
+    table = pd.DataFrame.from_dict(circumferences, "index", columns=PX)
+    return table.rename_axis("image_id").reset_index().assign(examination="A")
 
 
 def sizes_of(**rows):
@@ -207,17 +183,25 @@ def sizes_of(**rows):
 def test_circumferences_in_mm_and_the_published_truth_before_that_of_the_mask():
     table = scored(a=(1000.0, 1010.0), b=(500.0, 480.0), c=(700.0, 700.0))
     sizes = sizes_of(b=(0.2, np.nan), a=(0.1, 100.0), d=(0.1, 100.0))
-    found = biometry.in_millimetres(table, sizes).set_index("image_id")
-    assert list(found.index) == ["a", "b"] and list(found.pixel_mm) == [0.1, 0.2]
-    assert found.circumference_mm.tolist() == pytest.approx([100, 100])
-    assert found.truth_circumference_mm.tolist() == pytest.approx([100, 96])
-    assert biometry.in_millimetres(table, sizes_of(d=(0.1, 100))).empty
+    found = complete(table, sizes).set_index("image_id")
+    assert list(found.index) == ["a", "b", "c"] and found.loc["c"].isna().sum() == 4
+    assert found.pixel_mm[:2].tolist() == [0.1, 0.2]
+    assert found.circumference_mm[:2].tolist() == pytest.approx([100, 100])
+    assert found.truth_circumference_mm[:2].tolist() == pytest.approx([100, 96])
+    assert found.circumference_error_mm[:2].tolist() == pytest.approx([0, 4])
+    assert complete(table, sizes_of(d=(0.1, 100))).circumference_mm.isna().all()
+
+
+def test_without_any_pixel_size_nothing_is_in_mm():
+    table = scored(a=(1000.0, 1010.0))
+    for sizes in (None, sizes_of()):
+        assert list(complete(table, sizes).columns) == ["image_id", "examination", *PX]
 
 
 def test_the_circumference_in_mm_of_a_drawn_head_is_its_length_times_the_size_of_a_pixel():
     mask = head(180, 120, 90, 70, 40)
-    table = scored(a=(biometry.head_circumference(mask),) * 2)
-    found = biometry.in_millimetres(table, sizes_of(a=(0.35, np.nan)))
+    table = scored(a=(circumference.head_circumference(mask),) * 2)
+    found = complete(table, sizes_of(a=(0.35, np.nan)))
     assert found.circumference_mm.iloc[0] == pytest.approx(0.35 * perimeter(90, 70), rel=0.003)
 
 
@@ -225,20 +209,20 @@ def test_the_circumference_in_mm_of_a_drawn_head_is_its_length_times_the_size_of
 def test_a_table_of_other_images_under_the_same_names_is_refused(factor):
     table = scored(a=(1000.0, 1000.0), b=(500.0, 500.0), c=(700.0, 700.0))
     with pytest.raises(FetalsegError, match=r"differ from those of the masks by \d+% at the median"):
-        biometry.in_millimetres(table, sizes_of(a=(0.1, 100), b=(0.1, 50 * factor), c=(0.1, 70 * factor)))
+        complete(table, sizes_of(a=(0.1, 100), b=(0.1, 50 * factor), c=(0.1, 70 * factor)))
 
 
 def test_single_masks_that_differ_from_what_is_published_or_are_empty_make_no_table_wrong():
     table = scored(a=(1000.0, 1000.0), b=(500.0, 500.0), c=(700.0, 700.0))
-    found = biometry.in_millimetres(table, sizes_of(a=(0.1, 101), b=(0.1, 50), c=(0.1, 200)))
+    found = complete(table, sizes_of(a=(0.1, 101), b=(0.1, 50), c=(0.1, 200)))
     assert found.truth_circumference_mm.tolist() == [101, 50, 200]
-    found = biometry.in_millimetres(scored(a=(1000.0, 0.0), b=(0.0, 0.0)), sizes_of(a=(0.1, 90), b=(0.1, np.nan)))
+    found = complete(scored(a=(1000.0, 0.0), b=(0.0, 0.0)), sizes_of(a=(0.1, 90), b=(0.1, np.nan)))
     assert found.truth_circumference_mm.tolist() == [90, 0] and found.circumference_mm.tolist() == [100, 0]
 
 
 def test_agreement_worked_by_hand():
     # Differences 1, 0 and -2: their mean is -1/3, their variance ((4² + 1² + 5²) / 9) / 2 = 7/3.
-    found = biometry.agreement([10, 12, 11], [9, 12, 13])
+    found = circumference.agreement([10, 12, 11], [9, 12, 13])
     assert found["df"] == pytest.approx(-1 / 3) and found["df_sd"] == pytest.approx((7 / 3) ** 0.5)
     assert found["adf"] == pytest.approx(1) and found["adf_sd"] == pytest.approx(1)
     assert found["low"] == pytest.approx(-1 / 3 - 1.96 * (7 / 3) ** 0.5)
@@ -249,10 +233,10 @@ def test_95_percent_of_normal_differences_lie_within_the_limits_of_agreement():
     rng = np.random.default_rng(0)
     truth = rng.uniform(100, 300, 4000)
     difference = rng.normal(1.5, 2.0, 4000)
-    found = biometry.agreement(truth + difference, truth)
+    found = circumference.agreement(truth + difference, truth)
     assert np.mean((found["low"] <= difference) & (difference <= found["high"])) == pytest.approx(0.95, abs=0.01)
 
 
 def test_a_single_measurement_agrees_without_spread():
-    found = biometry.agreement([10.0], [12.0])
+    found = circumference.agreement([10.0], [12.0])
     assert found == {"adf": 2, "adf_sd": 0, "df": -2, "df_sd": 0, "low": -2, "high": -2}

@@ -1,4 +1,4 @@
-"""Downloads from a server that misbehaves, and the folder that a name stands for."""
+"""Downloads from a server that misbehaves."""
 
 import hashlib
 import http.server
@@ -10,9 +10,11 @@ import threading
 import zipfile
 
 import pytest
+from filelock import FileLock
 
-from fetalseg_helpers import sources
-from fetalseg_helpers.workspace import FetalsegError, project_root
+from fetalseg_helpers import loading
+from fetalseg_helpers.running import downloads
+from fetalseg_helpers.workspace import FetalsegError
 
 FILES = {"Data/train/malignant/1_HC.png": b"picture", "Data/ü b.txt": b"text" * 5000}
 
@@ -67,10 +69,10 @@ def serve():
     server.server_close()
 
 
-def fetch_fails(tmp_path, *downloads):
+def fetch_fails(tmp_path, *files):
     """The sentence that a failing download gives; nothing may be left."""
     with pytest.raises(FetalsegError) as caught:
-        sources.fetch("hc18", tmp_path / "to" / "hc18", downloads)
+        downloads.fetch("hc18", tmp_path / "to" / "hc18", files)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "to").exists() or list((tmp_path / "to").iterdir()) == []
     return str(caught.value)
@@ -84,8 +86,8 @@ def test_a_good_download_is_unpacked_with_what_lies_beside_it(tmp_path, serve):
     address = serve(archive=zipped(), table=b"a,b\n")
     md5 = hashlib.md5(zipped()).hexdigest()
     folder = tmp_path / "new" / "hc18"
-    downloads = [("set.zip", f"{address}/archive", md5), ("sizes.csv", f"{address}/table", None)]
-    assert sources.fetch("hc18", folder, downloads) == folder
+    files = [("set.zip", f"{address}/archive", md5), ("sizes.csv", f"{address}/table", None)]
+    assert downloads.fetch("hc18", folder, files) == folder
     assert content(folder) == FILES | {"sizes.csv": b"a,b\n"}
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -97,13 +99,13 @@ def test_a_redirected_download_arrives(tmp_path, serve):
         handler.end_headers()
 
     address = serve(archive=zipped(), moved=moved)
-    folder = sources.fetch("kaggle", tmp_path / "kaggle", [("set.zip", f"{address}/moved", None)])
+    folder = downloads.fetch("kaggle", tmp_path / "kaggle", [("set.zip", f"{address}/moved", None)])
     assert content(folder) == FILES
 
 
 def test_an_empty_folder_is_used(tmp_path, serve):
     (tmp_path / "empty").mkdir()
-    folder = sources.fetch("kaggle", tmp_path / "empty", [("set.zip", serve(archive=zipped()) + "/archive", None)])
+    folder = downloads.fetch("kaggle", tmp_path / "empty", [("set.zip", serve(archive=zipped()) + "/archive", None)])
     assert content(folder) == FILES
 
 
@@ -119,7 +121,7 @@ def test_a_body_that_is_cut_off_is_refused_with_its_length(tmp_path, serve):
         handler.wfile.write(b"x" * 1200)
 
     message = fetch_fails(tmp_path, ("set.zip", serve(cut=cut) + "/cut", None))
-    assert "set.zip" in message and "1200 of 5000 bytes" in message
+    assert "set.zip" in message and "1200 bytes read, 3800 more expected" in message
 
 
 def test_a_chunked_body_that_is_cut_off_is_refused(tmp_path, serve):
@@ -192,68 +194,68 @@ def test_a_taken_folder_is_refused_and_stays_as_it_is(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     with pytest.raises(FetalsegError, match=r"taken is already there: delete it"):
-        sources.fetch("hc18", tmp_path / "taken", [("set.zip", "http://127.0.0.1:9/never", None)])
+        downloads.fetch("hc18", tmp_path / "taken", [("set.zip", "http://127.0.0.1:9/never", None)])
     assert content(tmp_path) == {"taken/mine.txt": b"mine"}
 
 
 def test_a_file_in_place_of_the_folder_is_refused_and_stays(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(FetalsegError, match="taken"):
-        sources.fetch("hc18", tmp_path / "taken", [("set.zip", "http://127.0.0.1:9/never", None)])
+        downloads.fetch("hc18", tmp_path / "taken", [("set.zip", "http://127.0.0.1:9/never", None)])
     assert content(tmp_path) == {"taken": b"mine"}
 
 
 def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FetalsegError, match="file"):
-        sources.fetch("hc18", tmp_path / "file" / "below", [("set.zip", "http://127.0.0.1:9/never", None)])
+        downloads.fetch("hc18", tmp_path / "file" / "below", [("set.zip", "http://127.0.0.1:9/never", None)])
 
 
 def test_no_member_of_an_archive_lands_outside_the_folder(tmp_path, serve):
     address = serve(evil=zipped({"../../evil.txt": b"evil", "/evil.txt": b"evil", "good.txt": b"good"})) + "/evil"
-    sources.fetch("hc18", tmp_path / "to" / "hc18", [("set.zip", address, None)])
+    downloads.fetch("hc18", tmp_path / "to" / "hc18", [("set.zip", address, None)])
     assert [path for path in tmp_path.rglob("evil.txt") if tmp_path / "to" / "hc18" not in path.parents] == []
 
 
 def test_every_data_set_has_addresses_and_a_licence():
-    for name, downloads in sources.DOWNLOADS.items():
-        assert downloads and name in sources.LICENCES and "CC BY 4.0" in sources.LICENCES[name]
-        for file_name, address, md5 in downloads:
+    assert set(downloads.DOWNLOADS) == set(loading.DOWNLOADED)
+    for name, files in downloads.DOWNLOADS.items():
+        assert files and "CC BY 4.0" in loading.LICENCES[name]
+        for file_name, address, md5 in files:
             assert "/" not in file_name and address.startswith("https://")
             assert md5 is None or re.fullmatch(r"[0-9a-f]{32}", md5)
 
 
-# which folder a name stands for
+def test_what_a_killed_fetch_left_is_removed_by_the_next(tmp_path, serve):
+    left = tmp_path / ".unfinished-hc18" / "content" / "Data"
+    left.mkdir(parents=True)
+    (left / "half.png").write_bytes(b"half")
+    address = serve(archive=zipped()) + "/archive"
+    folder = downloads.fetch("hc18", tmp_path / "hc18", [("set.zip", address, None)])
+    assert content(folder) == FILES and list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("name", ["kaggle", "hc18"])
-def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path, name):
-    if sources.data_folder(name).exists():
-        pytest.skip(f"data/{name} is there: move it away to try its absence")
-    with pytest.raises(FetalsegError, match=f"run: python -m fetalseg_helpers fetch {name}"):
-        sources.find_data(name, tmp_path)
+def test_a_folder_that_another_process_fetches_is_refused_and_left_to_it(tmp_path, serve):
+    scratch = tmp_path / ".unfinished-hc18"
+    scratch.mkdir()
+    files = [("set.zip", serve(archive=zipped()) + "/archive", None)]
+    with FileLock(scratch / "lock"), pytest.raises(FetalsegError, match="another process"):
+        downloads.fetch("hc18", tmp_path / "hc18", files)
+    assert scratch.is_dir() and not (tmp_path / "hc18").exists()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FetalsegError, match=r"no such folder is not a folder: check the path"):
-        sources.find_data(str(tmp_path / "no such folder"), tmp_path)
+def test_the_reason_is_given_without_what_the_libraries_made_of_it(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/set.zip"
+    message = fetch_fails(tmp_path, ("set.zip", address, None))
+    assert "refused" in message and "HTTPConnection" not in message and len(message) < 300
 
 
-def test_a_folder_is_taken_absolute_from_the_project_root_or_from_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    assert sources.find_data(str(tmp_path / "mine"), tmp_path) == tmp_path / "mine"
-    assert sources.find_data("~/mine", tmp_path) == tmp_path / "mine"
-    assert sources.find_data("notebooks", tmp_path) == project_root() / "notebooks"
+def test_a_full_disk_is_a_matter_of_the_disk_and_not_of_the_network(tmp_path, serve, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
 
-
-def test_phantoms_are_made_once_and_said_so(tmp_path, capsys):
-    folder = sources.find_data("phantom", tmp_path, phantoms=3)
-    assert folder.parent == tmp_path and len(list(folder.rglob("malignant/*_Annotation.png"))) == 3
-    assert "3 phantom frames are being made" in capsys.readouterr().out
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
-    assert sources.find_data("phantom", tmp_path, phantoms=3) == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == before
-    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(downloads.pooch, "retrieve", full)
+    message = fetch_fails(tmp_path, ("set.zip", "http://127.0.0.1:9/never", None))
+    assert "No space left on device" in message and "network" not in message

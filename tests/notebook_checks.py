@@ -1,0 +1,101 @@
+"""What is wrong with how a notebook is stored: for the tests of the notebooks."""
+
+import ast
+import base64
+import re
+import struct
+from pathlib import Path
+
+import nbformat
+
+from fetalseg_helpers.running.parameters import PARAMETERS
+from fetalseg_helpers.workspace import FetalsegError, project_root
+
+LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
+LARGEST_FIGURE = (700, 450)  # pixels
+MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
+
+
+def parameters_cell(notebook):
+    """The cell tagged `parameters`."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise FetalsegError(f"a notebook needs one cell tagged 'parameters', this one has {len(cells)}.")
+    return cells[0]
+
+
+def check_notebook(path):
+    """What is wrong with how a notebook is stored; an empty list if nothing is.
+
+    Looked at: execution counts 1..N, errors, stderr, widget state, the kernelspec, the parameters cell (typed
+    literals with a comment, all known), length of cells and outputs, size of figures, an early first figure,
+    paths of somebody's machine.
+
+    Returns
+    -------
+    list of str
+        One sentence per problem.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    problems = []
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        problems.append(
+            f"the execution counts are {counts}, not 1 to {len(code)}: restart the kernel and run all cells."
+        )
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        problems.append("the kernelspec is not python3.")
+    if "widgets" in notebook.metadata:
+        problems.append("widget state is stored: clear it.")
+    problems += check_parameters_cell(notebook)
+    for number, cell in enumerate(code, 1):
+        lines = cell.source.count("\n") + 1
+        if lines > LONGEST_CELL:
+            problems.append(f"code cell {number} has {lines} lines, over {LONGEST_CELL}.")
+        problems += [f"code cell {number}: {text}" for output in cell.outputs for text in check_output(output)]
+    own = [re.escape(f"{folder.as_posix()}/") for folder in (project_root(), Path.home()) if len(folder.parts) > 1]
+    for cell in notebook.cells:
+        text = cell.source + "".join(str(output) for output in cell.get("outputs", []))
+        if found := re.search("|".join([MACHINE_PATH, *own]), text):
+            problems.append(
+                f"a path of one machine is stored: ...{text[max(0, found.start() - 20) : found.end() + 20]}..."
+            )
+    if not any("image/png" in output.get("data", {}) for cell in code[:4] for output in cell.outputs):
+        problems.append("no figure within the first four code cells.")
+    return problems
+
+
+def check_parameters_cell(notebook):
+    """Problems of the `parameters` cell: it must hold typed literals with a comment each, all of them known."""
+    try:
+        source = parameters_cell(notebook).source
+    except FetalsegError as error:
+        return [str(error)]
+    problems = []
+    for node, line in zip(ast.parse(source).body, source.splitlines(), strict=False):
+        if not isinstance(node, ast.AnnAssign) or "#" not in line or line.split("#")[0].count("=") != 1:
+            problems.append(f"parameters: '{line}' is not `name: type = literal  # what it is`.")
+        elif node.target.id not in PARAMETERS:
+            problems.append(f"parameters: '{node.target.id}' has no rule in running.parameters.PARAMETERS.")
+        else:
+            try:
+                ast.literal_eval(node.value)
+            except ValueError:
+                problems.append(f"parameters: '{line}' is computed.")
+    return problems
+
+
+def check_output(output):
+    """Problems of one stored output."""
+    if output.output_type == "error":
+        yield f"stored error {output.ename}: {output.evalue}."
+    if output.get("name") == "stderr":
+        yield f"stored stderr: {output.text[:60]!r}."
+    text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+    if text.count("\n") > LONGEST_OUTPUT:
+        yield f"{text.count(chr(10))} lines of output, over {LONGEST_OUTPUT}."
+    if picture := output.get("data", {}).get("image/png"):
+        width, height = struct.unpack(">II", base64.b64decode(picture)[16:24])
+        if width > LARGEST_FIGURE[0] or height > LARGEST_FIGURE[1]:
+            yield f"a figure of {width} × {height} pixels, over {LARGEST_FIGURE[0]} × {LARGEST_FIGURE[1]}."
