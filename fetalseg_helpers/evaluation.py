@@ -140,11 +140,6 @@ def filled_component(mask):
     return cut(mask, 1, "filled")
 
 
-def fit_ellipse(mask):
-    """Put the ellipse of one large region in a mask's place, since outlines of heads are drawn as ellipses."""
-    return cut(mask, 1, "ellipse")
-
-
 @torch.inference_mode()
 def predict_canvases(network, canvases, flip=False, batch_size=8):
     """Probability maps, float32, of images at training size, uint8, both of shape (images, height, width)."""

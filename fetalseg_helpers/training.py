@@ -315,6 +315,7 @@ class Trainer:
         self.train_epoch = train_epoch
         self.reduced = bfloat16_pays(self.device)
         self.history = []
+        self.belongs_to = self.identity()  # once: files that change meanwhile are not what was learnt from
         resume = resume and (self.folder / "last.pt").exists()
         if start is not None and not resume:
             load_weights(self.network, load_checkpoint(start)["network"], start)
@@ -359,7 +360,7 @@ class Trainer:
 
     def check_same(self, state):
         """Refuse the state of a training of other settings, data or processes."""
-        path, mine = shown(self.folder / "last.pt"), self.identity()
+        path, mine = shown(self.folder / "last.pt"), self.belongs_to
         if "optimiser" not in state:
             raise FetalsegError(f"{path} is a checkpoint.pt, which holds no optimiser to go on with: train anew.")
         was = [f"{name} {state['settings'].get(name)}" for name, value in mine["settings"].items()
@@ -410,7 +411,7 @@ class Trainer:
 
     def save(self, row):
         """Write `last.pt`, `checkpoint.pt` if this epoch is the best so far, and `history.csv`."""
-        state = self.identity() | {"epoch": row["epoch"], "valid_dice": row["valid_dice"]}
+        state = self.belongs_to | {"epoch": row["epoch"], "valid_dice": row["valid_dice"]}
         state["network"] = self.network.state_dict()
         if not self.history:  # what an older training left must not go on from here
             workspace.remove(self.folder / "last.pt")

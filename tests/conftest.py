@@ -115,8 +115,3 @@ def bright_run(tmp_path_factory, draw_pairs):
     draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
     preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
     return root / "run"
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Kept for files that ask for it: the whole session has one thread."""

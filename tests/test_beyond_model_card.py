@@ -15,7 +15,6 @@ from fetalseg_helpers.beyond_dice.summaries import summarise
 from fetalseg_helpers.workspace import FetalsegError, read_json, write_json, write_table
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=2, batch_size=6, learning_rate=1e-2, seed=1)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def evaluate(run_dir, sizes=None, flip=False):

@@ -465,7 +465,7 @@ def test_predict_cuts_as_it_is_told(call, trained, drawn, tmp_path):
         cv2.imread(str(tmp_path / name / "1_HC_pred.png"), cv2.IMREAD_UNCHANGED) // 255
         for name in ("largest", "ellipse")
     )
-    assert np.array_equal(ellipse, evaluation.fit_ellipse(plain))
+    assert np.array_equal(ellipse, evaluation.cut(plain, 1, "ellipse"))
 
 
 def test_predict_reports_an_unreadable_image_and_does_the_rest(call, trained, tmp_path):

@@ -193,7 +193,7 @@ def test_a_score_of_ones_own_adds_its_columns(held_out):
 @given(st.floats(40, 140), st.floats(30, 90), st.floats(12, 50), st.floats(0.5, 1), st.floats(0, 180))
 def test_the_ellipse_of_an_ellipse_is_itself_also_where_the_frame_cuts_it(x, y, a, ratio, turn):
     mask = ellipse_mask(x, y, a, ratio * a, turn)
-    assert dice_score(evaluation.fit_ellipse(mask), mask) > 0.97
+    assert dice_score(evaluation.cut(mask, 1, "ellipse"), mask) > 0.97
 
 
 def test_the_ellipse_smooths_away_what_wobbles():
@@ -201,7 +201,7 @@ def test_the_ellipse_smooths_away_what_wobbles():
     angles = np.arctan2(*np.mgrid[-60:60, -90:90])
     outer, inner = (ellipse_mask(90, 60, 60 + more, 40 + more, 20) for more in (2.5, -2.5))
     wobbling = np.where(np.sin(9 * angles) > 0, outer, inner)
-    before, after = (dice_score(mask, truth) for mask in (wobbling, evaluation.fit_ellipse(wobbling)))
+    before, after = (dice_score(mask, truth) for mask in (wobbling, evaluation.cut(wobbling, 1, "ellipse")))
     assert before < 0.96 and after > 0.985
 
 
@@ -211,14 +211,14 @@ def test_what_is_no_ellipse_or_too_small_for_one_is_kept():
     dots = np.zeros((9, 9), np.uint8)
     dots[4, 4:6] = 1
     for mask in (cross, dots, np.zeros((5, 5), np.uint8), np.ones((5, 5), np.uint8)):
-        np.testing.assert_array_equal(evaluation.fit_ellipse(mask), mask)
+        np.testing.assert_array_equal(evaluation.cut(mask, 1, "ellipse"), mask)
 
 
 @pytest.mark.parametrize(("arm", "kept"), [(35, True), (40, False)])  # Dice with its own ellipse 0.78 and 0.82
 def test_a_region_counts_as_an_ellipse_from_a_dice_of_four_fifths_on(arm, kept):
     corner = np.zeros((120, 180), np.uint8)
     corner[20:100, 60 : 60 + arm], corner[100 - arm : 100, 60:140] = 1, 1
-    assert np.array_equal(evaluation.fit_ellipse(corner), corner) == kept
+    assert np.array_equal(evaluation.cut(corner, 1, "ellipse"), corner) == kept
 
 
 def test_cutting_keeps_the_largest_region_before_its_ellipse_is_fitted():
@@ -245,10 +245,10 @@ def test_neither_a_speck_nor_a_band_at_the_edge_is_taken_for_a_head():
     band = np.zeros((120, 180), np.uint8)
     band[:, 172:] = 1
     for radius, is_head in ((9, False), (16, True)):  # a tenth of the bitten head's pixels, and more than a fifth
-        fitted = evaluation.fit_ellipse(bitten | ellipse_mask(150, 60, radius, radius, 0))
+        fitted = evaluation.cut(bitten | ellipse_mask(150, 60, radius, radius, 0), 1, "ellipse")
         assert bool(fitted[60, 150]) == is_head and bool(fitted[40, 40]) != is_head
     for other in (head, bitten):
-        fitted = evaluation.fit_ellipse(other | band)
+        fitted = evaluation.cut(other | band, 1, "ellipse")
         assert fitted[40, 40] and not fitted[:, 170:].any()
 
 

@@ -34,7 +34,6 @@ SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, lear
 COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
 few = hypothesis_settings(max_examples=25)
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and RLIMIT_FSIZE need Linux or macOS")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tensors(images=5, seed=0, size=(8, 12)):
