@@ -1,28 +1,26 @@
-"""The command line: python -m fetalseg_helpers --help."""
+"""The command line. Each command imports what it needs, so that --help waits for no torch and works without OpenCV."""
 
 import math
-import os
 import signal
 import sys
 from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext, suppress
-from importlib import import_module
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
 import click
+import joblib
 import psutil
+from tqdm import tqdm
 
-DATA_KEYS = ("data", "seed", "phantoms", "split_by")  # what decides the manifest
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "insufficient memory", "start new thread", "create a primitive")
 path = click.Path(path_type=Path)
-parameter_option = click.option(
-    "-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of a notebook; may be repeated."
-)
-preset_option = click.option("--preset", type=click.Choice(["quick", "laptop", "reference"]), help="Default: quick.")
-data_option = click.option("--data", metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom.")
-run_dir_option = click.option("--run-dir", type=path, metavar="DIR", help="The run folder. Default: one below runs/.")
+of_notebooks = [  # what the commands `run` and `train` both take
+    click.Option(["--data"], metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom."),
+    click.Option(["--preset"], type=click.Choice(["quick", "laptop", "reference"]), help="Default: quick."),
+    click.Option(["--run-dir"], type=path, metavar="DIR", help="The run folder. Default: one below runs/."),
+    click.Option(["-p", "parameters"], nargs=2, multiple=True, metavar="NAME VALUE", help="One or more parameters."),
+]
 
 
 def one_sentence(error):
@@ -30,19 +28,13 @@ def one_sentence(error):
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ImportError):
         return text if "pip install" in text else f"{text}: pip install -r requirements.txt"
-    if isinstance(error, load("workspace")[0].FetalsegError):
-        return text
+    from fetalseg_helpers.workspace import FetalsegError  # not before: without OpenCV it cannot be imported
+
     if isinstance(error, MemoryError | BrokenExecutor) or any(part in text.lower() for part in OUT_OF_MEMORY):
         return f"there is not enough memory ({text.splitlines()[0]}): lower batch_size or the size of the images."
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}." if error.filename else text
-    return ""
-
-
-def load(*names):
-    """Modules of the package, only now: `--help` does not wait for them and works where one cannot be imported."""
-    names = ("workspace", *names)  # first, since it says what to do where OpenCV is missing
-    return [import_module(f"fetalseg_helpers.{name}") for name in names]
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return text if isinstance(error, OSError | FetalsegError) else ""
 
 
 def stop(*_):
@@ -60,63 +52,33 @@ def cli():
     """From fetal ultrasound images to an honestly evaluated U-Net. For learning only, never for clinical use."""
 
 
-def named(data):
-    """A folder given on the command line as an absolute path, so that every notebook finds it; a name as it is."""
-    return data if data in ("phantom", "kaggle", "hc18") else str(Path(data).expanduser().resolve())
-
-
-def choose_folder(run_dir, data, preset):
-    """The run folder, not made yet: as given, or one below `runs/` in which no other data than this lies."""
-    workspace, loading = load("loading")
-    if run_dir:
-        return run_dir.expanduser().resolve()
-    runs = workspace.project_root() / "runs"
-    if data == "phantom":
-        return runs / preset
-    root = workspace.shown(loading.data_folder(data) if data in loading.DOWNLOADED else data)
-    for number in count(1):
-        folder = runs / f"{Path(data).name}-{preset}{f'-{number}' if number > 1 else ''}"
-        if workspace.read_json(folder / "data.json").get("root", root) == root:
-            return folder
-
-
-@cli.command()
-@data_option
-@preset_option
-@run_dir_option
-@parameter_option
+@cli.command(params=list(of_notebooks))
 def run(data, preset, run_dir, parameters):
     """Execute the six notebooks in a row."""
-    workspace, loading, unet, lessons = load("loading", "unet", "running.lessons")
+    from fetalseg_helpers import loading, unet, workspace
+    from fetalseg_helpers.running import lessons
+
     preset = preset or "quick"
-    values = lessons.read_preset(preset) | lessons.parse_parameters(parameters)
+    values = lessons.read_preset("quick") | lessons.read_preset(preset) | lessons.parse_parameters(parameters, data)
     unet.check_divisible(values["height"], values["width"], values["depth"])
-    data = values["data"] = named(data or values.get("data", "phantom"))
+    data = values["data"]
     if "run_dir" in values and not run_dir:  # a notebook's parameter, so relative to the project
         run_dir = workspace.project_root() / Path(values["run_dir"]).expanduser()
-    folder = choose_folder(run_dir, data, preset)
+    folder = lessons.choose_folder(run_dir, data, preset)
+    where = workspace.shown(folder)
     if data != "phantom":
         loading.find_data(data, folder)
-    click.echo(f"Six notebooks, data '{data}', preset '{preset}', run folder {workspace.shown(folder)}.")
+    click.echo(f"Six notebooks, data '{data}', preset '{preset}', run folder {where}.")
     lessons.run_lessons(folder, values, report=click.echo)
-    click.echo(closing_summary(folder))
-
-
-def closing_summary(folder):
-    """The scores of a run and where everything lies, in a few lines."""
-    (workspace,) = load()
     metrics = workspace.read_json(folder / "metrics.json")
-    (low, high), (iou_low, iou_high) = metrics["dice_interval_95"], metrics["iou_interval_95"]
-    lines = [
-        f"Dice {metrics['mean_dice']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"IoU {metrics['mean_iou']:.4f} ({iou_low:.4f} to {iou_high:.4f}),",
-        f"mean of {metrics['images']} test images of {metrics['examinations']} examinations at their own size.",
-    ]
-    if metrics["data"] == "phantom":
-        lines.append("These are phantoms: the score shows that everything works, it is no result.")
-    places = {"executed notebooks": "notebooks", "scores": "metrics.csv", "predicted masks": "predictions"}
-    places |= {"model card": "model_card.md", "trained network": "checkpoint.pt"}
-    return "\n".join(lines + [f"{what:<20}{workspace.shown(folder / where)}" for what, where in places.items()])
+    for name in ("Dice", "IoU"):
+        low, high = metrics[f"{name.lower()}_interval_95"]
+        click.echo(f"{name} {metrics[f'mean_{name.lower()}']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    click.echo(f"mean of {metrics['images']} test images of {metrics['examinations']} examinations at their own size.")
+    if data == "phantom":
+        click.echo("These are phantoms: the score shows that everything works, it is no result.")
+    click.echo(f"{where} holds the executed notebooks (notebooks/), the scores (metrics.csv), the predicted masks")
+    click.echo("(predictions/), the model card (model_card.md) and the trained network (checkpoint.pt).")
 
 
 @cli.command()
@@ -125,12 +87,11 @@ def closing_summary(folder):
 @click.option("--seed", default=0, show_default=True)
 def phantom(folder, count, seed):
     """Make a phantom data set, in the tree and naming of the Kaggle one."""
-    from tqdm import tqdm
+    from fetalseg_helpers.phantoms import dataset
 
-    workspace, dataset = load("phantoms.dataset")
     with tqdm(total=count, desc="phantoms", disable=None) as bar:
         dataset.write_phantoms(folder, count=count, seed=seed, progress=lambda done: bar.update(done - bar.n))
-    click.echo(f"{count} phantom frames lie in {workspace.shown(folder)}.")
+    click.echo(f"{count} phantom frames lie in {folder}.")
 
 
 @cli.command()
@@ -138,16 +99,18 @@ def phantom(folder, count, seed):
 @click.option("--to", "folder", type=path, help="Folder; data/NAME of the project by default.")
 def fetch(name, folder):
     """Download a public data set and unpack it."""
-    workspace, loading, downloads = load("loading", "running.downloads")
-    folder = downloads.fetch(name, folder)
-    click.echo(f"{name} lies in {workspace.shown(folder)}. Credit it: {loading.LICENCES[name]}")
+    from fetalseg_helpers.beyond_dice.model_card import LICENCES
+    from fetalseg_helpers.running import downloads
+
+    click.echo(f"{name} lies in {downloads.fetch(name, folder)}. Credit it: {LICENCES[name]}")
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=path)
 def verify(folder):
     """Check images, outlines and pairs of a data set; exit 1 if there is a defect."""
-    _, loading, verification = load("loading", "verification")
+    from fetalseg_helpers import loading, verification
+
     pairs = loading.load_pairs(folder)
     findings, measurements = verification.verify_pairs(pairs)
     for finding in findings.itertuples():
@@ -158,97 +121,57 @@ def verify(folder):
     sys.exit(1 if defects else 0)
 
 
-@cli.command()
-@data_option
-@preset_option
-@run_dir_option
+@cli.command(params=list(of_notebooks))
 @click.option("--resume", is_flag=True, help="Go on where the training in the run folder stopped.")
 @click.option("--start", type=path, metavar="FILE", help="A checkpoint to fine-tune.")
-@parameter_option
 def train(data, preset, run_dir, resume, start, parameters):
     """Train without notebooks, a line per epoch. A run folder keeps the data that it was made from."""
-    workspace, unet, lessons = load("unet", "running.lessons")
-    given = lessons.parse_parameters(parameters)
+    from fetalseg_helpers import training, unet
+    from fetalseg_helpers.running import lessons, processes
+    from fetalseg_helpers.workspace import FetalsegError, read_json
+
+    given = lessons.parse_parameters(parameters, data)
     for name in ("run_dir", "resume"):
         if name in given:
-            raise workspace.FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
-    if data or "data" in given:
-        given["data"] = named(data or given["data"])
-    folder = choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
-    values = {"data": "phantom"} | lessons.read_preset(preset or "quick")
-    made = workspace.read_json(folder / "data.json")
+            raise FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
+    folder = lessons.choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
+    values = lessons.read_preset("quick") | lessons.read_preset(preset or "quick")
+    values |= read_json(folder / "data.json")
     if not preset:
-        made |= workspace.read_json(folder / "prepared" / "settings.json")
-    values.update({name: made[name] for name in (*DATA_KEYS, *workspace.CANVAS_KEYS) if name in made})
+        values |= read_json(folder / "prepared" / "settings.json")
     if resume:
-        values.update(stopped_values(folder, given))
-    values.update(given)
+        last = training.load_checkpoint(folder / "last.pt")
+        last = last["settings"] | last["canvas"]
+        for name, value in given.items():
+            if value != last.get(name, value):
+                raise FetalsegError(f"the stopped training has {name} {last[name]}: leave {name} out to resume it.")
+        values |= last
+    values |= given
     unet.check_divisible(values["height"], values["width"], values["depth"])
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _, processes = load("running.processes")
-        with processes.joined():
-            train_in(folder, values, resume, start, processes)
-    else:
-        train_in(folder, values, resume, start)
-
-
-def stopped_values(folder, given):
-    """Settings and size of the training that was stopped in a run folder; what is given must not differ from them."""
-    workspace, training = load("training")
-    state = training.load_checkpoint(folder / "last.pt")
-    kept = state["settings"] | state["canvas"]
-    for name in kept.keys() & given.keys():
-        if given[name] != kept[name]:
-            was = f"{name} {kept[name]}"
-            raise workspace.FetalsegError(f"the stopped training has {was}: leave {name} out to resume it.")
-    return kept
-
-
-def train_in(folder, values, resume, start, processes=None):
-    """Train in a run folder, in one process or, with the module `processes`, in all that torchrun has started."""
-    workspace, training, verification = load("training", "verification")
-    with processes.first_alone() if processes else nullcontext():
-        verification.ensure_verified(folder, **{name: values[name] for name in (*DATA_KEYS, *workspace.CANVAS_KEYS)})
-    make_trainer = processes.DistributedTrainer if processes else training.Trainer
-    report = click.echo if processes is None or processes.is_first() else lambda line: None
-    trainer = make_trainer(folder, training.Settings.of(values), resume=resume, start=start)
-    if trainer.history:
-        last = workspace.shown(folder / "last.pt")
-        report(f"{last}: going on after epoch {len(trainer.history)} of {values['epochs']}.")
-    best = training.train(trainer, report).valid_dice.max()
-    report(f"best validation Dice {best:.4f}, kept in {workspace.shown(folder / 'checkpoint.pt')}.")
+    processes.train(folder, values, click.echo, resume=resume, start=start)
 
 
 @cli.command()
 @click.argument("grid", type=path)
-@click.option("--jobs", default=1, show_default=True, help="How many run at the same time; -1: one per core.")
+@click.option("--jobs", default=1, show_default=True, help="How many run at the same time; 0: one per core.")
 @click.option("--out", type=path, metavar="DIR", help="Folder of all runs; runs/<name of the grid> by default.")
 @click.option("--dask", metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work, on all its threads.")
 def sweep(grid, jobs, out, dask):
     """Train and evaluate (notebooks 05 and 06) for every combination of a grid, and compare them.
 
-    GRID is a YAML file: a value, or a list of values to try, for each parameter. Run it again after a stop: what is
-    complete is kept, the rest goes on.
+    GRID is a YAML file: a value, or a list of values, for each parameter. Run again, it keeps what is complete.
     """
-    import joblib
+    from fetalseg_helpers.running import sweep
+    from fetalseg_helpers.workspace import FetalsegError, project_root, shown
 
-    workspace, plotting, sweep = load("plotting", "running.sweep")
-    if jobs == 0:
-        raise click.UsageError("--jobs 0 would run nothing: give 1 or more, or -1 for one per core.")
-    folder = out.expanduser().resolve() if out else workspace.project_root() / "runs" / grid.stem
-    if dask:
-        if find_spec("distributed") is None:
-            raise workspace.FetalsegError("--dask needs Dask: pip install 'dask[distributed]'.")
-        import_module("distributed").Client(dask)  # becomes the client that joblib's backend finds
-    with joblib.parallel_config(backend="dask" if dask else "loky"):
-        table, varied = sweep.sweep(grid, folder, jobs, report=click.echo)
+    if dask and find_spec("distributed") is None:
+        raise FetalsegError("--dask needs Dask: pip install 'dask[distributed]'.")
+    folder = out.expanduser().resolve() if out else project_root() / "runs" / grid.stem
+    with joblib.parallel_config("dask", scheduler_host=dask) if dask else nullcontext():
+        table = sweep.sweep(grid, folder, jobs or -1, report=click.echo)
+    click.echo(table.drop(columns="problem").to_string(index=False, float_format="{:.4g}".format))
     failed = int((table.problem != "").sum())
-    if failed < len(table):
-        plotting.save(sweep.show_sweep(table, varied), folder / "sweep.png")
-        shortened = dict.fromkeys(table.columns.drop(varied), 4)
-        click.echo(table.drop(columns="problem").round(shortened).to_string(index=False))
-    where = workspace.shown(folder)
-    click.echo(f"{len(table) - failed} of {len(table)} runs complete; table and figure: {where}/sweep.csv, .png")
+    click.echo(f"{len(table) - failed} of {len(table)} runs complete: see sweep.csv and sweep.png in {shown(folder)}")
     sys.exit(1 if failed else 0)
 
 
@@ -265,18 +188,16 @@ def predict(images, checkpoint, out, **given):
     Maps are cut as the evaluation of the run chose it on validation images, if it lies beside the checkpoint; else at
     0.5, the largest region is kept, and nothing is mirrored. What is given here goes first.
     """
-    workspace, evaluation, training, predictions = load("evaluation", "training", "running.predictions")
-    if not images.exists():
-        raise workspace.FetalsegError(f"{images} is not there: give an image or a folder of images.")
+    from fetalseg_helpers import evaluation, training
+    from fetalseg_helpers.running import predictions
+
     network, state = training.load_network(checkpoint)
-    cut = evaluation.frozen_cut(checkpoint, state)
-    cut |= {name: value for name, value in given.items() if value is not None}
+    cut = predictions.frozen_cut(checkpoint, state) | {key: value for key, value in given.items() if value is not None}
     predictor = evaluation.make_predictor(network, state["canvas"], **cut)
     written, problems = predictions.predict_folder(predictor, images, out)
     for problem in problems:
         click.echo(problem, err=True)
-    mirrored = ", averaged over image and mirror" if cut["flip"] else ""
-    click.echo(f"cut at {cut['threshold']:.2f}, region '{cut['region']}'{mirrored}.")
+    click.echo(f"cut at {cut['threshold']:.2f}, region '{cut['region']}', flip {cut['flip']}.")
     click.echo(f"{written} predictions lie in {out}.")
     sys.exit(1 if problems else 0)
 
@@ -293,7 +214,8 @@ def evaluate(predictions, masks, pixel_size_csv, tolerance, out):
     Files belong together by name: 12_HC.png or 12_HC_pred.png is a prediction for 12_HC_Annotation.png. Those that are
     missing, extra, misshapen or unreadable are listed, on the screen and in problems.csv.
     """
-    workspace, circumference, folders = load("beyond_dice.circumference", "beyond_dice.folders")
+    from fetalseg_helpers.beyond_dice import circumference, folders
+
     if not math.isfinite(tolerance):
         raise click.UsageError(f"--tolerance {tolerance} is no distance: give a number of px.")
     sizes = circumference.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
@@ -301,7 +223,7 @@ def evaluate(predictions, masks, pixel_size_csv, tolerance, out):
     summary = folders.write_scores(out, scores, problems, tolerance)
     for line in folders.report(scores, problems, summary):
         click.echo(line)
-    click.echo(f"{len(scores)} of {summary['masks']} masks scored; every score: {workspace.shown(out)}/metrics.csv")
+    click.echo(f"{len(scores)} of {summary['masks']} masks scored; every score: {out}/metrics.csv")
     sys.exit(1 if summary["unscored"] else 0)
 
 

@@ -29,17 +29,6 @@ def ellipse_coordinates(ellipse, x, y):
     return u, v
 
 
-def ellipse_distance(ellipse, x, y):
-    """Distance (px, first order) of points from an ellipse, negative inside, and the outward unit normal (x, y)."""
-    a, b, degrees = (np.float32(value) for value in ellipse[2:])
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    u, v = ellipse_coordinates(ellipse, x, y)
-    level = np.sqrt(u**2 + v**2) + np.float32(1e-6)
-    slope = np.sqrt((u / a) ** 2 + (v / b) ** 2) + np.float32(1e-9)
-    normal = (u / a * cosine - v / b * sine) / slope, (u / a * sine + v / b * cosine) / slope
-    return (level - 1) * level / slope, normal
-
-
 def ellipse_perimeter(a, b):
     """Length of an ellipse with half axes a and b, exactly: 4 a E(1 - (b / a)²), a the longer."""
     a, b = max(a, b), min(a, b)

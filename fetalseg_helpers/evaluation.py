@@ -9,7 +9,6 @@ import torch
 from fetalseg_helpers import preprocessing, workspace
 from fetalseg_helpers.ellipses import border_ellipse, draw_ellipse
 
-THRESHOLDS = tuple(round(0.2 + 0.05 * step, 2) for step in range(13))  # 0.2 to 0.8
 REGIONS = ("every", "largest", "filled", "ellipse")
 
 
@@ -73,17 +72,6 @@ def overlap_scores(prediction, truth, pixel_mm):
     return {"dice": dice, "iou": iou, "truth_pixels": true, "predicted_pixels": predicted}
 
 
-def large_regions(mask):
-    """Connected regions (8 neighbours) of a mask, each as a mask (uint8), the largest first; without specks.
-
-    A speck has less than a fifth of the largest region's pixels. An empty mask is its own only region.
-    """
-    labels, sizes = preprocessing.label_regions(mask)
-    order = np.argsort(-sizes, kind="stable")
-    large = order[sizes[order] >= 0.2 * sizes.max(initial=0)]
-    return [np.uint8(labels == number + 1) for number in large] or [np.uint8(labels)]
-
-
 def likest_ellipse(regions):
     """Of several regions, the largest first, the ellipse of the one that is most like its own: specks always are.
 
@@ -101,9 +89,16 @@ def likest_ellipse(regions):
 
 
 def tidied(mask):
-    """Name and outcome of each step of `REGIONS`, which knows more about heads than the one before; made when asked."""
+    """Name and outcome (0 and 1) of each step of `REGIONS` for a mask, one after the other.
+
+    Each knows more about heads than the one before: take all, the largest region (8 neighbours), that without holes,
+    or an ellipse. Regions with less than a fifth of the largest one's pixels are specks.
+    """
     yield "every", mask
-    regions = large_regions(mask)
+    labels, sizes = preprocessing.label_regions(mask)
+    order = np.argsort(-sizes, kind="stable")
+    large = order[sizes[order] >= 0.2 * sizes.max(initial=0)]
+    regions = [np.uint8(labels == number + 1) for number in large] or [np.uint8(labels)]
     yield "largest", regions[0]
     yield "filled", preprocessing.fill_holes(regions[0])
     yield "ellipse", likest_ellipse(regions)
@@ -130,32 +125,7 @@ def cut(probability, threshold=0.5, region="largest"):
     return next(mask for name, mask in steps if name == region)
 
 
-def largest_component(mask):
-    """Keep the largest region of a 0/1 mask; an empty mask stays empty."""
-    return cut(mask, 1, "largest")
-
-
-def filled_component(mask):
-    """Keep the largest region and fill what it encloses."""
-    return cut(mask, 1, "filled")
-
-
 @torch.inference_mode()
-def predict_canvases(network, canvases, flip=False, batch_size=8):
-    """Probability maps, float32, of images at training size, uint8, both of shape (images, height, width)."""
-    network.eval()
-    device = next(network.parameters()).device
-    maps = []
-    for start in range(0, len(canvases), batch_size):
-        workspace.spare_threads()  # another process may keep a core busy
-        x = torch.from_numpy(preprocessing.normalise(canvases[start : start + batch_size]))[:, None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=workspace.bfloat16_pays(device)):
-            views = [network(x), network(x.flip(-1)).flip(-1)] if flip else [network(x)]
-        probability = sum(torch.sigmoid(view.float()) for view in views) / len(views)  # (batch, 1, height, width)
-        maps.append(probability[:, 0].cpu().numpy())
-    return np.concatenate(maps)
-
-
 def predict_image(network, image, canvas, flip=False):
     """Probability map of one image at its own size.
 
@@ -172,71 +142,20 @@ def predict_image(network, image, canvas, flip=False):
     -------
     numpy.ndarray of float32, shape (height, width), 0 to 1
     """
+    network.eval()
+    workspace.spare_threads()  # another process may keep a core busy
+    device = next(network.parameters()).device
     small = preprocessing.to_canvas(image, canvas["width"], canvas["height"], canvas["fit"])
-    probability = predict_canvases(network, small[None], flip)[0]
-    return preprocessing.from_canvas(probability, image.shape[1], image.shape[0], canvas["fit"])
+    x = torch.from_numpy(preprocessing.normalise(small))[None, None].to(device)  # (1, 1, height, width)
+    with torch.autocast(device.type, torch.bfloat16, enabled=workspace.bfloat16_pays(device)):
+        views = [network(x), network(x.flip(-1)).flip(-1)] if flip else [network(x)]
+    probability = sum(torch.sigmoid(view.float()) for view in views) / len(views)
+    return preprocessing.from_canvas(probability[0, 0].cpu().numpy(), image.shape[1], image.shape[0], canvas["fit"])
 
 
 def make_predictor(network, canvas, threshold=0.5, region="largest", flip=False):
     """A function that makes the mask of an image, both uint8 (height, width): `predict_image`, then `cut`."""
     return lambda image: cut(predict_image(network, image, canvas, flip), threshold, region)
-
-
-def score_cuts(network, pairs, canvas, flip=False):
-    """Mean Dice of every threshold of `THRESHOLDS` (rows) with every step of `REGIONS` (columns), a pandas.DataFrame.
-
-    To choose among them is a part of training: give validation images, and score the test images once, afterwards.
-
-    Parameters
-    ----------
-    pairs : pandas.DataFrame
-        Rows of the manifest. Network, canvas and flip are those of `predict_image`.
-    """
-    rows = []
-    for pair in pairs.itertuples():
-        image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        probability = predict_image(network, image, canvas, flip)
-        for threshold in THRESHOLDS:
-            for region, mask in tidied(np.uint8(probability >= threshold)):
-                rows.append((threshold, region, dice_score(mask, truth)))
-    table = pd.DataFrame(rows, columns=["threshold", "region", "dice"])
-    return table.pivot_table(index="threshold", columns="region", values="dice")[list(REGIONS)]
-
-
-def choose_cut(table, threshold=0.0, region="chosen"):
-    """Threshold (float) and step (str) of the highest mean Dice in a table of `score_cuts`; what is given is kept.
-
-    Differences below 0.0001 are none: then the simpler step is taken, and the threshold nearest to 0.5.
-
-    Parameters
-    ----------
-    threshold, region : float, str
-        0 and 'chosen' leave the choice to the table.
-    """
-    if threshold:
-        table = table.iloc[[abs(table.index - threshold).argmin()]]
-    if region != "chosen":
-        table = table[[region]]
-    good = table >= table.to_numpy().max() - 0.0001
-    region = good.any().idxmax()  # the first column with a good cut: columns go from simple to elaborate
-    thresholds = table.index[good[region]]
-    return float(threshold or thresholds[abs(thresholds - 0.5).argmin()]), region
-
-
-def frozen_cut(checkpoint, state):
-    """Threshold, region and flip of a run's evaluation, as keywords for `make_predictor`; the usual ones without it.
-
-    Parameters
-    ----------
-    checkpoint : str or Path
-        Beside it lies the run's `metrics.json`, which counts if it is of the very weights in `state`.
-    state : dict
-        What was loaded from there.
-    """
-    metrics = workspace.read_json(Path(checkpoint).parent / "metrics.json")
-    if metrics.get("checkpoint_sha256") != state["sha256"]:
-        return {"threshold": 0.5, "region": "largest", "flip": False}
-    return {"threshold": metrics["threshold"], "region": metrics["region"], "flip": metrics["parameters"]["flip"]}
 
 
 def score_pairs(predict, pairs, scores=(overlap_scores,), pixel_mm=None, save_to=None):
@@ -253,12 +172,8 @@ def score_pairs(predict, pairs, scores=(overlap_scores,), pixel_mm=None, save_to
     pixel_mm : pandas.Series, optional
         Size of the pixels in mm by `image_id`; nan where an image is missing.
     save_to : Path, optional
-        Folder for `<image_id>_pred.png`, 0/255; those of other images are deleted there.
+        Folder for `<image_id>_pred.png`, 0/255.
     """
-    if save_to is not None:
-        for path in Path(save_to).glob("*_pred.png"):
-            if path.name.removesuffix("_pred.png") not in set(pairs.image_id):
-                path.unlink()
     rows = []
     for pair in pairs.itertuples():
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
@@ -294,43 +209,3 @@ def bootstrap_interval(scores, examinations, draws=2000, seed=0, level=0.95):
     means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def summarise(scores, draws=2000, seed=0):
-    """What a table of `score_pairs` says in a few numbers, a dictionary.
-
-    Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is the
-    worst; how many images and examinations; in how many a mask was empty; and Dice and IoU of all pixels pooled, in
-    which large heads weigh more.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        With the columns of `overlap_scores`. Draws and seed are those of `bootstrap_interval`.
-    """
-    summary = {}
-    for name in ("dice", "iou"):
-        interval = bootstrap_interval(scores[name], scores.examination, draws, seed)
-        summary[f"mean_{name}"] = round(float(scores[name].mean()), 4)
-        summary[f"{name}_interval_95"] = [round(end, 4) for end in interval]
-    worst = scores.loc[scores.dice.idxmin()]
-    pixels = scores.truth_pixels + scores.predicted_pixels
-    total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
-    return summary | {
-        "median_dice": round(float(scores.dice.median()), 4),
-        "worst_dice": round(float(worst.dice), 4),
-        "worst_image": worst.image_id,
-        "images": len(scores),
-        "examinations": scores.examination.nunique(),
-        "empty_predictions": int((scores.predicted_pixels == 0).sum()),
-        "empty_truths": int((scores.truth_pixels == 0).sum()),
-        "pooled_dice": round(2 * both / total, 4) if total else 1.0,
-        "pooled_iou": round(both / (total - both), 4) if total else 1.0,
-    }
-
-
-def write_metrics(run_dir, scores, summary):
-    """Write `metrics.csv`, a row per image, and `metrics.json`, the summary."""
-    folder = workspace.run_folder(run_dir)
-    workspace.write_table(folder / "metrics.csv", scores)
-    workspace.write_json(folder / "metrics.json", summary)

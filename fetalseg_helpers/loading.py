@@ -5,10 +5,10 @@ import os
 import re
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit
 
 from fetalseg_helpers import workspace
@@ -20,23 +20,10 @@ PIXEL_SIZE_COLUMNS = ("image_id", "pixel_mm", "head_circumference_mm")  # of a t
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 CLASSES = ("benign", "malignant", "normal")
 SPLIT_FOLDERS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "test": "test"}
-MISSING = SimpleNamespace(path=None, folder="")  # the partner of a file that has none
 SPLITS = ("train", "valid", "test")
 LARGEST_IMAGE = 50_000_000  # pixels; a header that claims more is a mistake or an attack
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-SHARED_IN_HC18 = 0.1  # a fifth of HC18's frames share their number with another; in the Kaggle set a copy at most does
 DOWNLOADED = ("kaggle", "hc18")  # data sets that the command `fetch` puts into data/<name>
-LICENCES = {
-    "phantom": "Phantoms made by this project; no licence needed.",
-    "kaggle": "Ultrasound Fetus Dataset, Anitha A., Mendeley Data 2024, doi 10.17632/yrzzw9m6kk, CC BY 4.0; "
-    "its malignant class is HC18's training set, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
-    "hc18": "HC18, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
-}
-
-
-def data_folder(name):
-    """Where the command `fetch` puts a data set and where `find_data` looks for it."""
-    return project_root() / "data" / name
 
 
 def find_data(data, run_dir, phantoms=400):
@@ -49,7 +36,7 @@ def find_data(data, run_dir, phantoms=400):
         folder = run_folder(run_dir)
         shared = folder.parent / f"phantom_{phantoms}"
         return shared if shared.is_dir() else make_phantoms(folder, phantoms)
-    folder = data_folder(data) if data in DOWNLOADED else project_root() / Path(data).expanduser()
+    folder = project_root() / (f"data/{data}" if data in DOWNLOADED else Path(data).expanduser())
     if not folder.is_dir():
         remedy = f"run: python -m fetalseg_helpers fetch {data}" if data in DOWNLOADED else "check the path"
         raise FetalsegError(f"{shown(folder)} is not a folder: {remedy}, or use data = 'phantom'.")
@@ -97,11 +84,6 @@ def find_files(root):
     return pd.DataFrame(rows, columns=["path", "stem", "kind", "tissue", "folder"])
 
 
-def count_files(files):
-    """Table of what lies where: rows are class and kind, columns the split folders ('' is outside of them)."""
-    return files.pivot_table(index=["tissue", "kind"], columns="folder", values="path", aggfunc="count", fill_value=0)
-
-
 def match_pairs(files):
     """Match images and outlines by name, in one folder first, then over the whole tree; rows as in `load_pairs`.
 
@@ -127,8 +109,9 @@ def match_pairs(files):
                 names = ", ".join(path.relative_to(top).as_posix() for path in paths)
                 problem = f"several files could be partners: {names}. "
                 problem += "Keep one image and one outline of this name in a folder."
-            image, outline = by_kind.get("image", MISSING), by_kind.get("outline", MISSING)
-            places = [image.path, outline.path, image.folder, outline.folder]
+            partners = by_kind.get("image"), by_kind.get("outline")
+            places = [getattr(file, "path", None) for file in partners]
+            places += [getattr(file, "folder", "") for file in partners]
             rows.append([image_id, *places, origin, problem, paths + copies])
             copies = []  # the first row has accounted for them
     pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
@@ -187,7 +170,7 @@ def find_examinations(image_ids):
     # A suffix without a number ends an examination: it is higher than any with one.
     numbered = sorted((int(match[1]), float(match[2] or "inf"), name) for name, match in parsed.items() if match)
     shared = len(numbered) - len({number for number, _, _ in numbered})
-    like_hc18 = shared > SHARED_IN_HC18 * len(numbered)
+    like_hc18 = shared > len(numbered) / 10  # a fifth do there; in the Kaggle set at most a copy does
     examinations = {name: name for name in image_ids}
     suffix_before = float("inf")
     for number, suffix, name in numbered:
@@ -207,9 +190,7 @@ def split_pairs(pairs, by="examination", seed=0):
     """
     if by == "folder":
         if set(pairs.folder) != set(SPLITS):
-            raise FetalsegError(
-                "split_by = 'folder' needs every image in a folder train, validation or test: use 'examination'."
-            )
+            raise FetalsegError("split_by = 'folder' needs images in all three split folders: use 'examination'.")
         return pairs.folder
     groups = pairs[{"examination": "examination", "image": "image_id"}[by]].to_numpy()
     units = len(set(groups))
@@ -225,14 +206,11 @@ def split_pairs(pairs, by="examination", seed=0):
 
 
 def image_size(path):
-    """Width and height of an image in pixels, from the PNG header where there is one; (0, 0) if unreadable."""
-    with open(path, "rb") as file:
-        start = file.read(24)
-    if start.startswith(PNG_START) and len(start) == 24:
-        return struct.unpack(">II", start[16:])
+    """Width and height of an image in pixels, from its header; (0, 0) if that cannot be read."""
     try:
-        return read_grey(path).shape[::-1]
-    except FetalsegError:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError):
         return 0, 0
 
 
@@ -309,10 +287,8 @@ def load_pairs(root):
     """
     pairs = match_pairs(find_files(root))
     if pairs.dropna(subset=["image_path", "mask_path"]).empty:
-        raise FetalsegError(
-            f"{root} holds no pair of NAME.png and NAME_Annotation.png in a folder 'malignant' or outside "
-            "of class folders: check the path."
-        )
+        where = "in a folder 'malignant' or outside of class folders"
+        raise FetalsegError(f"{root} holds no pair of NAME.png and NAME_Annotation.png {where}: check the path.")
     for origin, rows in pairs.groupby("origin"):
         names = rows.image_id.str.removeprefix(f"{origin}_" if origin else "")
         pairs.loc[rows.index, "examination"] = (f"{origin}/" if origin else "") + names.map(find_examinations(names))
@@ -355,18 +331,13 @@ def ensure_manifest(run_dir, **asked):
         if not (folders and shown(find_data(value, run_dir)) == made["root"]):  # one folder may be written in two ways
             refuse(path, f"was made with {name} {made[name]}, not {value}", "01")
     manifest = read_manifest(run_dir)
-    root = project_root() / made["root"]
-    if not root.is_dir():
-        raise FetalsegError(
-            f"{shown(root)}, from which {shown(path.parent)} was made, is no longer there: bring it back."
-        )
-    if fingerprint_files(root, manifest) != made["files"]:
-        refuse(path, f"was made before files in {shown(root)} changed", "01 and those after it")
+    if fingerprint_files(project_root() / made["root"], manifest) != made["files"]:
+        refuse(path, f"was made before files in {made['root']} changed", "01 and those after it")
     return manifest
 
 
 def refuse(path, why, notebooks):
     """Raise the FetalsegError of a stage that is there, but was made from something else."""
     raise FetalsegError(
-        f"{shown(path)} {why}: give the same, choose another run_dir, or run notebook {notebooks} to make it anew."
+        f"{shown(path)} {why}: give the same, choose another run_dir, or run notebook {notebooks} anew."
     )

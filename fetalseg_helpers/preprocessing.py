@@ -4,15 +4,14 @@ import shutil
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
 from fetalseg_helpers import loading, workspace
 from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, cv2, read_json, run_folder, shown
 
-INDEX_COLUMNS = ["row", "image_id", "examination", "split", "width", "height", "problem"]
 Placement = namedtuple("Placement", "width height left top")  # of a scaled image on the canvas; negative where cropped
 
 
@@ -178,38 +177,36 @@ def fill_pair(image, outline, name, fill=fill_outline):
         raise FetalsegError(f"{name}: {error}") from error
 
 
-def prepare(run_dir, width=96, height=64, fit="scale", fill=fill_outline):
-    """Write every pair of the manifest at training size (px, `fit` as in `place`) into `prepared/`; returns the index.
+def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
+    """Write every pair of the manifest at training size (px, `fit` as in `place`) into `prepared/`.
 
-    `images.npy` and `masks.npy` are uint8 of shape (pairs, height, width), masks 0 and 1 by the function `fill`.
-    `index.csv` has a row per pair; one that cannot be used has its reason under `problem` and zeros in the arrays.
-    `settings.json`, written last, marks a complete folder. A FetalsegError says that no pair can be used or that the
-    disk is full.
+    `images.npy` and `masks.npy` are uint8 of shape (rows of the manifest, height, width), masks 0 and 1 by the function
+    `fill`; `settings.json`, written last, says how they were made. Returns why pairs could not be used, by `image_id`;
+    these are zeros in the arrays. A FetalsegError says that no pair can be used or that the disk is full.
     """
     with workspace.locked(run_dir) as home:
-        index = loading.read_manifest(run_dir)
-        shape = (len(index), height, width)
-        problems = []
+        manifest = loading.read_manifest(run_dir)
+        shape = (len(manifest), height, width)
+        problems = {}
         with workspace.folder_whole(home / "prepared") as folder:
             if shutil.disk_usage(folder).free < 2 * np.prod(shape):  # a full disk would be a bus error later
-                raise FetalsegError(
-                    f"{shown(home / 'prepared')} needs {2 * np.prod(shape) / 1e6:.0f} MB: free some space there."
-                )
+                raise FetalsegError(f"{shown(home)} needs {2 * np.prod(shape) / 1e6:.0f} MB: free some space there.")
             images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
             masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
-            with ThreadPoolExecutor(workspace.usable_cores()) as pool:  # decoding runs outside of Python's lock
-                pairs = pool.map(lambda pair: prepare_pair(pair, width, height, fit, fill), index.itertuples())
+            with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
+                pairs = pool.map(lambda pair: prepare_pair(pair, width, height, fit, fill), manifest.itertuples())
                 for row, (image, mask, problem) in enumerate(pairs):
                     images[row], masks[row] = image, mask
-                    problems.append(problem)
-            if all(problems):
-                raise FetalsegError(f"none of the {len(problems)} pairs can be used; the first: {problems[0]}")
+                    if problem:
+                        problems[manifest.image_id[row]] = problem
+            if len(problems) == len(manifest):
+                first = next(iter(problems.values()))
+                raise FetalsegError(f"none of the {len(problems)} pairs can be used; the first: {first}")
             del images, masks  # closes the files: Windows moves no open one
-            index = index.assign(row=range(len(index)), problem=problems)[INDEX_COLUMNS]
-            workspace.write_table(folder / "index.csv", index)
             canvas = {"width": width, "height": height, "fit": fit}
-            workspace.write_json(folder / "settings.json", canvas | {"source": loading.source(run_dir)})
-    return index
+            made = canvas | {"source": loading.source(run_dir), "problems": problems}
+            workspace.write_json(folder / "settings.json", made)
+    return problems
 
 
 def prepare_pair(pair, width, height, fit, fill):
@@ -221,12 +218,6 @@ def prepare_pair(pair, width, height, fit, fill):
         return 0, 0, str(error)
 
 
-def fingerprint_arrays(run_dir):
-    """SHA-256 of the prepared images and of the masks."""
-    folder = run_folder(run_dir) / "prepared"
-    return [loading.fingerprint(folder / name) for name in ("images.npy", "masks.npy")]
-
-
 def read_canvas(run_dir):
     """Width, height and fit of what lies in `prepared/`, as a dictionary; FetalsegError if nothing does."""
     settings = read_json(run_folder(run_dir) / "prepared" / "settings.json")
@@ -236,16 +227,16 @@ def read_canvas(run_dir):
 
 
 def ensure_prepared(run_dir, width=None, height=None, fit=None, **data):
-    """Read the index of `prepared/`; make it first where it is missing, and say so.
+    """Make `prepared/` where it is missing, and say so.
 
-    What is not asked may be anything, or is made at 96 × 64 pixels, scaled. `data` is for `loading.ensure_manifest`.
+    What is not asked may be anything, or is made at 64 × 48 pixels, scaled. `data` is for `loading.ensure_manifest`.
     A FetalsegError refuses what was made at another size than asked, or from another manifest or other files.
     """
     loading.ensure_manifest(run_dir, **data)
     folder = run_folder(run_dir) / "prepared"
     found = read_json(folder / "settings.json")
     if not found:
-        width, height = width or 96, height or 64
+        width, height = width or 64, height or 48
         prepare(run_dir, width, height, fit or "scale")
         print(f"{shown(folder)} made, {width} × {height} pixels (notebook 02 explains it).")
     elif found.get("source") != loading.source(run_dir):
@@ -253,13 +244,6 @@ def ensure_prepared(run_dir, width=None, height=None, fit=None, **data):
     for name, value in zip(CANVAS_KEYS, (width, height, fit), strict=True):
         if found and value not in (None, found[name]):
             loading.refuse(folder, f"was made with {name} {found[name]}, not {value}", "02")
-    return read_index(run_dir)
-
-
-def read_index(run_dir):
-    """The table `prepared/index.csv`."""
-    text = {"image_id": str, "examination": str, "split": str, "problem": str}
-    return pd.read_csv(run_folder(run_dir) / "prepared" / "index.csv", dtype=text, keep_default_na=False)
 
 
 class PreparedDataset(Dataset):

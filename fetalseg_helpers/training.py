@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import DataLoader, RandomSampler
 
 from fetalseg_helpers import evaluation, loading, preprocessing, unet, verification, workspace
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, shown, spare_threads
@@ -122,13 +122,13 @@ def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradie
 
 
 @torch.inference_mode()
-def validate(network, dataset, loss_function, batch_size=8, reduced=False):
+def validate(network, dataset, loss_function, batch_size=8):
     """Mean loss and mean Dice at threshold 0.5, at training size, over a data set that is not augmented."""
     network.eval()
     device = next(network.parameters()).device
     losses, scores = [], []
     for images, masks in DataLoader(dataset, batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
             logits = network(images.to(device)).float()
         losses.append(loss_function(logits, masks.to(device)).item() * len(images))
         predictions = (logits > 0).cpu().numpy()
@@ -149,46 +149,6 @@ def make_scheduler(optimiser, settings, steps):
         return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=max(2, steps) + 1, cycle_momentum=False
-    )
-
-
-def train_briefly(network, dataset, rows, steps, settings):
-    """Train a network on some rows of a data set, without validation and without checkpoints.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-    dataset : preprocessing.PreparedDataset
-    rows : sequence of int
-        Positions in the data set.
-    steps : int
-        Batches, at least; the last epoch is finished.
-    settings : Settings
-        `epochs`, `patience`, `augmented`, `foreground_weighting` and the network's shape do not count.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same network, with the weights of the last step, ready to predict.
-    """
-    order = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(Subset(dataset, rows), settings.batch_size, shuffle=True, generator=order)
-    epochs = -(-steps // len(loader))
-    optimiser = make_optimiser(network, settings)
-    scheduler = make_scheduler(optimiser, settings, epochs * len(loader))
-    loss_function = partial(combined_loss, bce_weight=settings.bce_weight)
-    reduced = bfloat16_pays(next(network.parameters()).device)
-    for epoch in range(epochs):
-        dataset.epoch = epoch  # other variations in each
-        train_one_epoch(network, loader, loss_function, optimiser, scheduler, settings.gradient_norm, reduced)
-    return network.eval()
-
-
-def epoch_line(row, epochs):
-    """One epoch in one line."""
-    return (
-        f"epoch {row['epoch']:3d}/{epochs}  train loss {row['train_loss']:.4f}  valid loss {row['valid_loss']:.4f}  "
-        f"valid Dice {row['valid_dice']:.4f}  {row['seconds']:.1f} s"
     )
 
 
@@ -250,22 +210,18 @@ def load_weights(network, weights, path):
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise FetalsegError(
-            f"{shown(path)} holds weights of another network: give the one, or the base_channels, depth and "
-            "normalisation, that it was trained with."
-        ) from error
+        shape = ", ".join(ARCHITECTURE)
+        raise FetalsegError(f"{shown(path)} holds weights of another network: give its own, or its {shape}.") from error
 
 
-def load_network(path):
+def load_network(path, network=None):
     """The trained network of a checkpoint, ready to predict, and the checkpoint itself.
 
-    Raises
-    ------
-    FetalsegError
-        As `load_checkpoint`, and if the weights do not fit the U-Net that the settings describe.
+    The weights go into `network`, or into the U-Net that the settings describe. Raises a FetalsegError as
+    `load_checkpoint`, and if they are of another network.
     """
     state = load_checkpoint(path)
-    network = unet.make_network(*(state["settings"].get(name) for name in ARCHITECTURE))
+    network = network or unet.make_network(*(state["settings"].get(name) for name in ARCHITECTURE))
     load_weights(network, state["network"], path)
     return network.eval(), state
 
@@ -308,7 +264,7 @@ class Trainer:
         self.train_set = preprocessing.PreparedDataset(run_dir, train_pairs, augmentation, settings.seed)
         self.valid_set = preprocessing.PreparedDataset(run_dir, valid_pairs)
         self.check_batches()
-        workspace.seed_everything(settings.seed)
+        torch.manual_seed(settings.seed)
         network = network or unet.make_network(*(getattr(settings, name) for name in ARCHITECTURE))
         self.network = network.to(self.device)
         self.loss_function = loss or self.usual_loss()
@@ -329,10 +285,7 @@ class Trainer:
             raise FetalsegError(f"batch_size {size} is more than the {images} training images: lower it.")
         smallest = self.canvas["height"] * self.canvas["width"] // 4**depth  # pixels at the bottom of the U
         if self.settings.normalisation == "batch" and smallest == 1 and 1 in (size, images % size):
-            raise FetalsegError(
-                f"batch normalisation cannot use a batch of one image that is a single pixel at depth {depth}: "
-                "choose another batch_size, or a smaller depth."
-            )
+            raise FetalsegError(f"batch normalisation over one pixel, at depth {depth}: change batch_size or depth.")
 
     def usual_loss(self):
         """`combined_loss` with the weights of the settings."""
@@ -356,7 +309,8 @@ class Trainer:
         load_weights(self.network, state["network"], self.folder / "last.pt")
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.history = state["history"]
+        self.history = state["history"]  # and into the file: a training that was killed may not have written it
+        workspace.write_table(self.folder / "history.csv", pd.DataFrame(self.history, columns=HISTORY_COLUMNS))
 
     def check_same(self, state):
         """Refuse the state of a training of other settings, data or processes."""
@@ -379,8 +333,6 @@ class Trainer:
         """
         with self.locked():
             self.go_back()
-            if self.history:
-                self.write_history(self.history)  # a training that was killed may not have
             while len(self.history) < self.settings.epochs and self.epochs_since_best() < self.settings.patience:
                 yield self.run_epoch()
 
@@ -399,10 +351,7 @@ class Trainer:
         )
         train_loss, valid_loss, valid_dice = self.checked(train_loss, len(loader.sampler))
         if not np.isfinite([train_loss, valid_loss]).all():
-            raise FetalsegError(
-                f"the loss is no longer finite in epoch {epoch}: lower learning_rate; the checkpoints of the epochs "
-                "before stay."
-            )
+            raise FetalsegError(f"the loss of epoch {epoch} is not finite: lower learning_rate (earlier epochs stay).")
         row = (epoch, train_loss, valid_loss, valid_dice, rate, time.perf_counter() - started)
         row = dict(zip(HISTORY_COLUMNS, row, strict=True))
         self.save(row)
@@ -410,7 +359,7 @@ class Trainer:
         return row
 
     def save(self, row):
-        """Write `last.pt`, `checkpoint.pt` if this epoch is the best so far, and `history.csv`."""
+        """Write `checkpoint.pt` if this epoch is the best so far, `last.pt` and `history.csv`."""
         state = self.belongs_to | {"epoch": row["epoch"], "valid_dice": row["valid_dice"]}
         state["network"] = self.network.state_dict()
         if not self.history:  # what an older training left must not go on from here
@@ -422,11 +371,7 @@ class Trainer:
         state["history"] = [*self.history, row]
         state["optimiser"], state["scheduler"] = self.optimiser.state_dict(), self.scheduler.state_dict()
         save_checkpoint(self.folder / "last.pt", state)
-        self.write_history(state["history"])
-
-    def write_history(self, rows):
-        """Write `history.csv`."""
-        workspace.write_table(self.folder / "history.csv", pd.DataFrame(rows, columns=HISTORY_COLUMNS))
+        workspace.write_table(self.folder / "history.csv", pd.DataFrame(state["history"], columns=HISTORY_COLUMNS))
 
     # What several processes do otherwise: running/processes.py
 
@@ -447,11 +392,7 @@ class Trainer:
 
     def checked(self, train_loss, images):
         """Training loss over `images` images, and loss and Dice of the validation, over all processes."""
-        return train_loss, *self.validated(self.valid_set)
-
-    def validated(self, dataset):
-        """Mean loss and mean Dice over a data set."""
-        return validate(self.network, dataset, self.loss_function, self.settings.batch_size, self.reduced)
+        return train_loss, *validate(self.network, self.valid_set, self.loss_function, self.settings.batch_size)
 
     def locked(self):
         """The lock of the run folder, as a context manager."""
@@ -461,18 +402,21 @@ class Trainer:
 def learnt_from(run_dir):
     """What a network learns from: names of the images of training and validation, contents of the arrays."""
     images = [list(verification.usable_pairs(run_dir, split).image_id) for split in ("train", "valid")]
-    return {"images": images, "pixels": preprocessing.fingerprint_arrays(run_dir)}
+    arrays = [workspace.run_folder(run_dir) / "prepared" / name for name in ("images.npy", "masks.npy")]
+    return {"images": images, "pixels": [loading.fingerprint(path) for path in arrays]}
 
 
 def train(trainer, report=print):
     """Train without a notebook, a line per epoch; returns the history as a table."""
     for row in trainer.epochs():
-        report(epoch_line(row, trainer.settings.epochs))
+        losses = f"train loss {row['train_loss']:.4f}  valid loss {row['valid_loss']:.4f}"
+        done = f"{row['epoch']:3d}/{trainer.settings.epochs}"
+        report(f"epoch {done}  {losses}  valid Dice {row['valid_dice']:.4f}  {row['seconds']:.1f} s")
     return pd.DataFrame(trainer.history, columns=HISTORY_COLUMNS)
 
 
-def ensure_checkpoint(run_dir, settings=None):
-    """The network of `checkpoint.pt`; trained first where there is none, and said so.
+def ensure_checkpoint(run_dir, settings=Settings(), network=None):
+    """The network of `checkpoint.pt`, put into `network` if that is given; trained first where there is none.
 
     Returns
     -------
@@ -486,10 +430,9 @@ def ensure_checkpoint(run_dir, settings=None):
     """
     path = workspace.run_folder(run_dir) / "checkpoint.pt"
     if not path.exists():
-        settings = settings or Settings()
         print(f"{shown(path)} is being trained for {settings.epochs} epochs (notebook 05 explains it).")
-        train(Trainer(run_dir, settings))
-    network, state = load_network(path)
+        train(Trainer(run_dir, settings, network))
+    network, state = load_network(path, network)
     canvas = preprocessing.read_canvas(run_dir)
     if state["canvas"] != canvas:
         sizes = [f"{each['width']} × {each['height']} ({each['fit']})" for each in (state["canvas"], canvas)]

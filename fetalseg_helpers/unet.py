@@ -91,21 +91,12 @@ def make_network(base_channels, depth, normalisation):
     return UNet(base_channels, depth, normalisation).to(device, memory_format=memory_format(device))
 
 
-def nearest_divisible(size, depth):
-    """The two multiples of 2^depth around a size in pixels, (528, 544) for 540 and 4; twice `size` if it divides."""
-    step = 2**depth
-    return size // step * step, -(-size // step) * step
-
-
 def check_divisible(height, width, depth):
     """Raise FetalsegError unless both sizes can be halved `depth` times, so that every skip fits."""
-    widths, heights = nearest_divisible(width, depth), nearest_divisible(height, depth)
-    if (width, height) != (widths[0], heights[0]):
-        nearest = " or ".join(f"{w} × {h}" for w, h in zip(widths, heights, strict=True) if w and h)
-        divisor = f"2^{depth} = {2**depth}"
+    step = 2**depth
+    if width % step or height % step:
+        smaller = width // step * step, height // step * step
+        larger = -(-width // step) * step, -(-height // step) * step
+        nearest = " or ".join(f"{w} × {h}" for w, h in (smaller, larger) if w and h)
+        divisor = f"2^{depth} = {step}"
         raise FetalsegError(f"{width} × {height} does not divide by {divisor}: use {nearest}, or another depth.")
-
-
-def count_parameters(network):
-    """Number of trainable values."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

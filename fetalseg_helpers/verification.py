@@ -4,6 +4,7 @@ import hashlib
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -49,11 +50,6 @@ def measure_region(image, mask):
     centroid = (columns.mean() + 0.5) / inside.shape[1], (rows.mean() + 0.5) / inside.shape[0]
     values = [inside.mean(), *centroid, mean_inside, mean_outside, mean_inside - mean_outside]
     return dict(zip(MEASURES, map(float, values), strict=True))
-
-
-def is_near_border(centroid_x, centroid_y, fraction=0.05):
-    """True where the centroid, in fractions of the frame, lies within `fraction` of an edge."""
-    return min(centroid_x, 1 - centroid_x, centroid_y, 1 - centroid_y) < fraction
 
 
 def touched_edges(mask):
@@ -102,7 +98,7 @@ def inspect_pair(pair, border=0.05):
     if preprocessing.is_open(outline, mask):
         findings.append(("open_outline", "the line encloses nothing: filled by its convex hull."))
     x, y = measured["centroid_x"], measured["centroid_y"]
-    if is_near_border(x, y, border):
+    if min(x, 1 - x, y, 1 - y) < border:
         findings.append(("near_border", f"centroid at ({x:.0%}, {y:.0%}) of the frame."))
     if edges := touched_edges(mask):
         findings.append(("touches_frame", f"the region reaches the frame: {', '.join(edges)}."))
@@ -117,7 +113,7 @@ def verify_pairs(pairs, split=None, border=0.05):
     measurements have a row per usable pair, indexed by `image_id`.
     """
     found, measured = [], {}
-    with ThreadPoolExecutor(workspace.usable_cores()) as pool:  # decoding runs outside of Python's lock
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
         inspected = pool.map(lambda pair: inspect_pair(pair, border), pairs.itertuples())
         inspected = tqdm(inspected, total=len(pairs), desc="verify", disable=None)  # a bar on a terminal only
         for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
@@ -160,13 +156,6 @@ def compare_pairs(pairs, split, measurements):
     return found
 
 
-def count_findings(findings):
-    """Table of all checks: the question, how many findings, how grave, what was decided."""
-    table = pd.DataFrame.from_dict(CHECKS, orient="index", columns=Check._fields).rename_axis("check")
-    table.insert(1, "found", findings.check.value_counts().reindex(table.index, fill_value=0))
-    return table
-
-
 def write_verification(run_dir, border=0.05):
     """Check the data of a run folder, write `verification.csv`; returns findings, measurements and pairs."""
     with workspace.locked(run_dir) as folder:
@@ -206,9 +195,8 @@ def usable_pairs(run_dir, split=None):
     pairs = loading.read_manifest(run_dir)
     pairs["row"] = range(len(pairs))
     folder = run_folder(run_dir)
-    if (folder / "prepared" / "index.csv").exists():
-        index = preprocessing.read_index(run_dir)
-        pairs = pairs[~pairs.image_id.isin(index.image_id[index.problem != ""])]
+    prepared = read_json(folder / "prepared" / "settings.json")
+    pairs = pairs[~pairs.image_id.isin(prepared.get("problems", {}))]
     if (folder / "verification.csv").exists():
         findings = pd.read_csv(folder / "verification.csv", dtype=str, keep_default_na=False)
         pairs = pairs[~pairs.image_id.isin(findings.image_id[findings.severity == "error"])]

@@ -1,15 +1,12 @@
-"""Project root, run folder and its lock, device, seeds, versions, and files that are either whole or absent."""
+"""Project root, run folder and its lock, files that are either whole or absent, cores and device."""
 
 import errno
 import json
 import os
-import platform
-import random
 import shutil
 import tempfile
 import time
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 try:
@@ -17,11 +14,8 @@ try:
 except ImportError as error:
     raise ImportError(f"OpenCV cannot be imported ({error}): pip install opencv-python-headless") from None
 import joblib
-import numpy as np
 import psutil
 from filelock import FileLock, Timeout
-
-import fetalseg_helpers
 
 CANVAS_KEYS = ("width", "height", "fit")  # what decides the size that the network sees
 UNFINISHED = ".unfinished-"  # how the name of a file or folder begins that is not whole yet
@@ -60,9 +54,7 @@ def run_folder(run_dir):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FetalsegError(
-            f"{folder} cannot be made a run folder ({error.strerror}): choose another run_dir."
-        ) from error
+        raise FetalsegError(f"{folder} cannot be made ({error.strerror}): choose another run_dir.") from error
     return folder
 
 
@@ -90,9 +82,8 @@ def locked(folder):
     try:
         lock.acquire()
     except Timeout:
-        raise FetalsegError(
-            f"{shown(folder)} is being used by another run or notebook: wait for it, or choose another run_dir."
-        ) from None
+        who = "another run or notebook"
+        raise FetalsegError(f"{shown(folder)} is being used by {who}: wait, or choose another run_dir.") from None
     try:
         os.environ[LOCKED] = "\n".join([*held, name])
         for leftover in folder.rglob(f"{UNFINISHED}*"):
@@ -111,27 +102,6 @@ def remove(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def self_check(promises, hopes=()):
-    """Print each promise of a notebook with yes or NO.
-
-    Parameters
-    ----------
-    promises : dict of str to bool
-        A plain sentence, and whether it holds.
-    hopes : sequence of str
-        Promises that other parameters may break rightly, such as a Dice after a single epoch.
-
-    Raises
-    ------
-    AssertionError
-        Names the first promise that is broken and is no hope.
-    """
-    for promise, kept in promises.items():
-        print("yes" if kept else "NO ", promise)
-    for promise, kept in promises.items():
-        assert kept or promise in hopes, f"self-check failed: {promise}"
 
 
 @contextmanager
@@ -218,34 +188,14 @@ def write_table(path, table):
 
 def write_png(path, image):
     """Write an 8-bit grey image of shape (height, width) to `path`, whole or not at all."""
-    try:
-        _, buffer = cv2.imencode(".png", image)  # OpenCV cannot write to every Windows path, and gives no reason
-    except cv2.error as error:
-        raise FetalsegError(f"{path} could not be encoded as PNG: its shape is {image.shape}.") from error
+    _, buffer = cv2.imencode(".png", image)  # OpenCV cannot write to every Windows path, and gives no reason
     with written_whole(path) as temporary:
         temporary.write_bytes(buffer.tobytes())
 
 
-def usable_cores():
-    """Processor cores that this process may use: those of its affinity and of its container's limit."""
-    return joblib.cpu_count()
-
-
-def own_cores():
-    """Numbers of the cores on which this process may run, as far as the system tells."""
-    process = psutil.Process()
-    return process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count())
-
-
-def cpu_seconds():
-    """Seconds that have passed, that all processes have computed on these cores, and that this one has."""
-    every, busy = psutil.cpu_times(percpu=True), 0.0
-    for times in (every[core] for core in own_cores()):
-        busy += sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
-    return np.array([time.perf_counter(), busy, time.process_time()])
-
-
-THREADS = {"seen": cpu_seconds(), "given": None, "allowed": None}  # at the last look of `spare_threads`
+PROCESS = psutil.Process()
+PROCESS.cpu_percent()  # counts from here
+THREADS = {"looked": 0.0, "given": None, "allowed": None}  # at the last look of `spare_threads`
 
 
 def spare_threads():
@@ -258,13 +208,14 @@ def spare_threads():
     import torch
 
     if torch.get_num_threads() != THREADS["given"]:  # the first time, or somebody has chosen another number since
-        THREADS["allowed"] = min(torch.get_num_threads(), usable_cores())
-    elif time.perf_counter() - THREADS["seen"][0] < 0.5:
+        THREADS["allowed"] = min(torch.get_num_threads(), joblib.cpu_count())  # what affinity and container allow
+    elif time.perf_counter() - THREADS["looked"] < 0.5:
         return
-    passed, busy, own = cpu_seconds() - THREADS["seen"]
-    free = len(own_cores()) - (busy - own) / max(passed, 0.1)
-    THREADS["given"] = max(1, min(THREADS["allowed"], int(free + 0.4)))
-    THREADS["seen"] = cpu_seconds()
+    THREADS["looked"] = time.perf_counter()
+    every, own = psutil.cpu_percent(percpu=True), PROCESS.cpu_percent()  # since the last look, 100 is one core
+    cores = PROCESS.cpu_affinity() if hasattr(PROCESS, "cpu_affinity") else range(len(every))
+    others = sum(every[core] for core in cores) - own
+    THREADS["given"] = max(1, min(THREADS["allowed"], int(len(cores) - others / 100 + 0.4)))
     torch.set_num_threads(THREADS["given"])
 
 
@@ -296,33 +247,3 @@ def bfloat16_pays(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     abilities = torch.cpu.get_capabilities()
     return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-
-
-def seed_everything(seed):
-    """Seed Python, NumPy and torch, so that a run on one processor with as many threads can be repeated."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def versions():
-    """One line with the course's version and folder, and the versions that a result depends on.
-
-    Raises
-    ------
-    FetalsegError
-        If the notebook lies in another copy of the course than the package that it has imported.
-    """
-    root, here, home = project_root(), Path.cwd(), Path.home()
-    for folder in (here, *here.parents):
-        if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
-            raise FetalsegError(
-                f"this notebook lies in {folder}, but the package that it has imported in {root}: run "
-                f"`pip install -e .` in {folder}, restart the kernel, or open the notebooks of the other folder."
-            )
-    place = f"~/{root.relative_to(home).as_posix()}" if root.is_relative_to(home) else str(root)
-    packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "pandas")]
-    course = f"fetalseg {fetalseg_helpers.__version__} in {place}"
-    return ", ".join([course, f"Python {platform.python_version()}", *packages, f"OpenCV {cv2.__version__}"])

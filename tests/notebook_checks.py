@@ -2,18 +2,52 @@
 
 import ast
 import base64
+import os
 import re
+import shutil
 import struct
+import subprocess
+import tempfile
+import warnings
 from pathlib import Path
 
 import nbformat
 
-from fetalseg_helpers.running.parameters import PARAMETERS
+from fetalseg_helpers.running.checks import PARAMETERS
 from fetalseg_helpers.workspace import FetalsegError, project_root
 
 LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
 LARGEST_FIGURE = (700, 450)  # pixels
 MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
+
+UNCOMMITTED = "FETALSEG_UNCOMMITTED"  # environment variable: notebooks are tested as they are saved, committed or not
+COPIES = tempfile.TemporaryDirectory()  # of committed notebooks; removed when Python ends
+
+
+def committed(path):
+    """A notebook as it was last committed: one that was run and saved in a clone must not fail the tests.
+
+    Returns
+    -------
+    Path
+        A copy of the committed file if the saved one differs from it, with a warning. Otherwise the saved one: also
+        where there is no git, where it was never committed, where the package differs from the last commit as well
+        (somebody works on both), and where the environment variable FETALSEG_UNCOMMITTED is set.
+    """
+    if os.environ.get(UNCOMMITTED) or shutil.which("git") is None:
+        return path
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=path.parent, capture_output=True)
+
+    notebook, package = (git("diff", "--quiet", "HEAD", "--", name) for name in (path.name, "../fetalseg_helpers"))
+    content = git("show", f"HEAD:./{path.name}")
+    if notebook.returncode == 0 or package.returncode == 1 or content.returncode != 0:
+        return path
+    warnings.warn(f"{path.name} is tested as it was last committed; with {UNCOMMITTED}=1, as it is saved", stacklevel=2)
+    copy = Path(tempfile.mkdtemp(dir=COPIES.name), path.name)
+    copy.write_bytes(content.stdout)
+    return copy
 
 
 def parameters_cell(notebook):
@@ -77,7 +111,7 @@ def check_parameters_cell(notebook):
         if not isinstance(node, ast.AnnAssign) or "#" not in line or line.split("#")[0].count("=") != 1:
             problems.append(f"parameters: '{line}' is not `name: type = literal  # what it is`.")
         elif node.target.id not in PARAMETERS:
-            problems.append(f"parameters: '{node.target.id}' has no rule in running.parameters.PARAMETERS.")
+            problems.append(f"parameters: '{node.target.id}' has no rule in running.checks.PARAMETERS.")
         else:
             try:
                 ast.literal_eval(node.value)
@@ -99,3 +133,14 @@ def check_output(output):
         width, height = struct.unpack(">II", base64.b64decode(picture)[16:24])
         if width > LARGEST_FIGURE[0] or height > LARGEST_FIGURE[1]:
             yield f"a figure of {width} × {height} pixels, over {LARGEST_FIGURE[0]} × {LARGEST_FIGURE[1]}."
+
+
+def defined(number, name, **names):
+    """A function that a notebook defines, which finds what else it needs in `names`."""
+    (path,) = (project_root() / "notebooks").glob(f"{number:02d}_*.ipynb")
+    notebook = nbformat.read(committed(path), as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    source = next(source for source in cells if f"def {name}(" in source)
+    function = next(node for node in ast.parse(source).body if getattr(node, "name", "") == name)
+    exec(ast.unparse(function), names)
+    return names[name]

@@ -43,3 +43,11 @@ def contents(folder):
     """Every file below a folder, path to bytes; locks, which may come and go, are none."""
     files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.endswith(".lock"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def write_pairs(root, stems):
+    """Small images with a rectangle as outline, all different."""
+    outline = cv2.rectangle(np.zeros((12, 16), np.uint8), (3, 2), (12, 9), 255, 1)
+    for seed, stem in enumerate(stems):
+        save_pair(root, stem, noise(seed), outline)
+    return Path(root)

@@ -209,13 +209,13 @@ def spoil_empty(tmp_path):
 
 def spoil_out_is_a_file(tmp_path):
     (tmp_path / "out").write_text("taken", encoding="utf-8")
-    return "choose another --out"
+    return "choose another folder"
 
 
 def spoil_out_below_a_file(tmp_path):
     (tmp_path / "out.txt").write_text("taken", encoding="utf-8")
     (tmp_path / "out").symlink_to(tmp_path / "out.txt" / "below")
-    return "choose another --out"
+    return "choose another folder"
 
 
 SPOILT = {name.removeprefix("spoil_"): value for name, value in list(globals().items()) if name.startswith("spoil_")}

@@ -27,7 +27,8 @@ def evaluate(run_dir, sizes=None, flip=False):
     about = {"threshold": 0.45, "region": "largest", "chosen": "chosen on validation images", "tolerance_px": 3.0}
     about |= {"data": read_json(run_dir / "data.json")["data"], "parameters": {"flip": flip}}
     about["checkpoint_sha256"] = state["sha256"]
-    evaluation.write_metrics(run_dir, scores, summarise(scores, draws=200) | about)
+    write_table(run_dir / "metrics.csv", scores)
+    write_json(run_dir / "metrics.json", summarise(scores, draws=200) | about)
     return scores
 
 
@@ -205,7 +206,8 @@ def test_pixel_sizes_of_other_images_add_nothing(run_dir):
 def test_a_run_that_was_scored_by_dice_and_iou_alone_has_a_card(run_dir):
     scores = pd.read_csv(run_dir / "metrics.csv", dtype={"image_id": str, "examination": str})
     scores = scores[["image_id", "examination", "dice", "iou", "truth_pixels", "predicted_pixels"]]
-    evaluation.write_metrics(run_dir, scores, read_json(run_dir / "metrics.json") | summarise(scores, draws=200))
+    write_table(run_dir / "metrics.csv", scores)
+    write_json(run_dir / "metrics.json", read_json(run_dir / "metrics.json") | summarise(scores, draws=200))
     text = card_of(run_dir)
     assert list(rows_of(section(text, "Scores")))[1:] == ["Dice", "IoU"]
     assert "HD95" not in section(text, "Failures seen")

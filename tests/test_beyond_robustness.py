@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_checks import defined
 from scipy import ndimage
 from scipy.stats import norm
 
@@ -13,6 +14,8 @@ from fetalseg_helpers import evaluation, preprocessing
 from fetalseg_helpers.beyond_dice import robustness
 from fetalseg_helpers.workspace import FetalsegError
 
+SEEN_BY_THE_PAGE = {"evaluation": evaluation, "pd": pd, "preprocessing": preprocessing, "robustness": robustness}
+robustness_table = defined(8, "robustness_table", **SEEN_BY_THE_PAGE)
 NAMES = list(robustness.CORRUPTIONS)
 CASES = [(name, strength) for name, (_, strengths, _) in robustness.CORRUPTIONS.items() for strength in strengths]
 ALMOST_NOTHING = {"gain": 0.01, "gamma": 1.0001, "speckle": 1e-4, "blur": 0.01, "shadow": 1e-4, "crop": 0.1}
@@ -197,7 +200,7 @@ def test_coarse_pixels_are_blocks_of_so_many_and_hold_their_mean():
     assert len(np.unique(robustness.corrupt("resolution", IMAGE, MASK, 10_000)[0])) == 1
 
 
-# The table
+# The table, which notebook 8 defines
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ def bright(image):
 
 
 def test_the_table_has_a_row_for_the_image_as_it_is_and_for_each_strength(pairs):
-    table = robustness.robustness_table(bright, pairs[:2])
+    table = robustness_table(bright, pairs[:2])
     assert list(table.columns) == ["corruption", "strength", "dice", "lost"]
     assert list(dict.fromkeys(table.corruption)) == NAMES
     for name, rows in table.groupby("corruption"):
@@ -229,7 +232,7 @@ def test_the_table_has_a_row_for_the_image_as_it_is_and_for_each_strength(pairs)
 
 
 def test_a_predictor_of_bright_pixels_breaks_as_it_must(pairs):
-    table = robustness.robustness_table(bright, pairs[:2]).set_index(["corruption", "strength"])
+    table = robustness_table(bright, pairs[:2]).set_index(["corruption", "strength"])
     # 193 grey levels inside: 17 to 68 fewer are above 116 still, 85 are not
     assert table.dice["gain"].tolist() == [1, 1, 1, 1, 1, 0] and table.lost["gain"].tolist() == [0] * 5 + [2]
     assert table.dice["shadow"].is_monotonic_decreasing and table.dice["shadow", 40] < 0.5
@@ -238,7 +241,7 @@ def test_a_predictor_of_bright_pixels_breaks_as_it_must(pairs):
 
 
 def test_each_score_is_the_mean_over_images_made_worse_with_seeds_of_their_own(pairs):
-    table = robustness.robustness_table(bright, pairs[:2]).set_index(["corruption", "strength"])
+    table = robustness_table(bright, pairs[:2]).set_index(["corruption", "strength"])
     expected = []
     for number, pair in enumerate(pairs[:2].itertuples()):
         image, mask = preprocessing.read_pair(pair.image_path, pair.mask_path)
@@ -249,7 +252,7 @@ def test_each_score_is_the_mean_over_images_made_worse_with_seeds_of_their_own(p
 
 
 def test_an_image_whose_head_is_cropped_away_is_left_out_there(pairs):
-    table = robustness.robustness_table(lambda image: np.zeros_like(image), pairs[2:])
+    table = robustness_table(lambda image: np.zeros_like(image), pairs[2:])
     rows = table[table.corruption == "crop"]
     image, mask = preprocessing.read_pair(pairs.image_path[2], pairs.mask_path[2])
     left = [robustness.corrupt("crop", image, mask, percent)[1].any() for percent in strengths_of("crop")]
@@ -261,4 +264,4 @@ def test_an_image_whose_head_is_cropped_away_is_left_out_there(pairs):
 def test_a_pair_that_cannot_be_read_is_an_error_that_names_it(pairs):
     pairs.mask_path[1].write_bytes(b"")
     with pytest.raises(FetalsegError, match=r"2_Annotation\.png"):
-        robustness.robustness_table(bright, pairs)
+        robustness_table(bright, pairs)

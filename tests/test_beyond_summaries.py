@@ -1,11 +1,14 @@
 """What tables of scores say: means and tails of every score, two runs side by side."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from fetalseg_helpers import evaluation
 from fetalseg_helpers.beyond_dice import summaries
+from fetalseg_helpers.evaluation import overlap_scores
 from fetalseg_helpers.workspace import FetalsegError
 
 COLUMNS = ["image_id", "examination", "dice", "iou", "hd95_px", "truth_pixels", "predicted_pixels"]
@@ -16,17 +19,64 @@ def table_of(*rows):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def overlaps_of(*rows):
+    """A table of overlap alone: name, examination, Dice, IoU, and the pixels of both masks."""
+    return pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "hd95_px"])
+
+
 # The summary
 
 
-def test_a_summary_is_that_of_dice_and_iou_with_every_score_beside_it():
-    scores = table_of(("1", "A", 0.9, 0.82, 1.0, 9, 9), ("2", "B", 0.7, 0.54, 4.0, 9, 9))
-    summary = summaries.summarise(scores, draws=300, seed=3)
-    assert list(summary) == [*evaluation.summarise(scores, draws=300, seed=3), "scores"]
-    assert summary.items() >= evaluation.summarise(scores, draws=300, seed=3).items()
-    for name in ("dice", "iou"):
-        assert summary["scores"][name]["mean"] == summary[f"mean_{name}"]
-        assert summary["scores"][name]["interval_95"] == summary[f"{name}_interval_95"]
+def test_a_summary_holds_the_means_their_intervals_and_on_how_much_they_rest():
+    scores = overlaps_of(("1", "A", 0.9, 0.82, 9, 9), ("2", "A", 0.7, 0.54, 9, 9), ("3", "B", 0.8, 0.67, 9, 9))
+    summary = summaries.summarise(scores)
+    stored = json.loads(json.dumps(summary))
+    contract = {"mean_dice", "mean_iou", "dice_interval_95", "iou_interval_95", "images", "examinations"}
+    assert contract <= set(stored)
+    assert stored["mean_dice"] == 0.8 and stored["mean_iou"] == pytest.approx(0.6767)
+    assert (stored["images"], stored["examinations"]) == (3, 2)
+    assert stored["dice_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.9, 0.7, 0.8], list("AAB")))
+    assert stored["iou_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.82, 0.54, 0.67], list("AAB")))
+    assert (stored["worst_image"], stored["worst_dice"], stored["median_dice"]) == ("2", 0.7, 0.8)
+
+
+def test_pooled_scores_weigh_pixels_and_means_weigh_images():
+    # A small head missed but for half of it, and a large one that is nearly right: prediction and truth of each.
+    small, large = np.zeros((2, 40, 50), int), np.zeros((2, 40, 50), int)
+    small[0, 2:4, 2:6], small[1, 2:4, 4:8] = 1, 1  # 8 and 8, 4 shared
+    large[0, 5:35, 5:45], large[1, 5:35, 5:43] = 1, 1  # 1200 and 1140, within each other
+    pairs = {"small": small, "large": large}
+    table = overlaps_of(*[(name, name, *overlap_scores(*pair, 0.1).values()) for name, pair in pairs.items()])
+    summary = summaries.summarise(table)
+    # Of both, 4 + 1140 pixels are shared, 8 + 1200 predicted, 8 + 1140 true.
+    assert summary["pooled_dice"] == pytest.approx(2 * 1144 / (1208 + 1148), abs=5e-5)
+    assert summary["pooled_iou"] == pytest.approx(1144 / (1208 + 1148 - 1144), abs=5e-5)
+    assert summary["mean_dice"] == pytest.approx((8 / 16 + 2 * 1140 / 2340) / 2, abs=5e-5)
+    assert summary["mean_iou"] == pytest.approx((4 / 12 + 1140 / 1200) / 2, abs=5e-5)
+    assert summary["pooled_dice"] > summary["mean_dice"] + 0.2
+
+
+def test_empty_predictions_and_empty_truths_are_counted():
+    empty, full = np.zeros((3, 4), int), np.ones((3, 4), int)
+    cases = [(empty, empty), (empty, full), (empty, full), (full, empty), (full, full), (full, full)]
+    table = overlaps_of(*[(str(n), str(n), *overlap_scores(*pair, 0.1).values()) for n, pair in enumerate(cases)])
+    summary = summaries.summarise(table)
+    assert (summary["empty_predictions"], summary["empty_truths"], summary["images"]) == (3, 2, 6)
+    assert summary["mean_dice"] == 0.5 and summary["pooled_dice"] == pytest.approx(2 * 24 / (36 + 48), abs=5e-5)
+    nothing = summaries.summarise(table.head(1))
+    assert (nothing["pooled_dice"], nothing["pooled_iou"], nothing["mean_dice"]) == (1, 1, 1)
+
+
+def test_the_intervals_of_a_summary_follow_from_its_draws_and_seed():
+    rng = np.random.default_rng(0)
+    table = overlaps_of(
+        *[(str(n), str(n // 2), dice, dice / (2 - dice), 9, 9) for n, dice in enumerate(rng.random(20))]
+    )
+    low, high = evaluation.bootstrap_interval(table.dice, table.examination, draws=150, seed=7)
+    summary = summaries.summarise(table, draws=150, seed=7)
+    assert summary["dice_interval_95"] == [round(low, 4), round(high, 4)]
+    assert summaries.summarise(table, draws=150, seed=8)["dice_interval_95"] != summary["dice_interval_95"]
+    assert summaries.summarise(table, draws=160, seed=7)["dice_interval_95"] != summary["dice_interval_95"]
 
 
 def test_the_numbers_of_a_score_worked_by_hand():

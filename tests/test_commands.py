@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from fetalseg_helpers import __main__, evaluation, loading, preprocessing, training, workspace
 from fetalseg_helpers.running import lessons
-from fetalseg_helpers.running.parameters import PARAMETERS
+from fetalseg_helpers.running.checks import PARAMETERS
 
 SMALL = {"width": 64, "height": 48, "base_channels": 4, "depth": 3, "epochs": 2}
 QUICK = SMALL | {"phantoms": 24, "overfit_steps": 10, "trial_steps": 2, "draws": 100}
@@ -150,7 +150,7 @@ def test_a_run_in_a_folder_that_another_one_uses_is_one_sentence(call, tmp_path)
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
         result = call("run", "--run-dir", tmp_path / "run", *parameters(QUICK))
-    assert result.returncode == 1 and "wait for it" in result.stderr and is_one_sentence(result.stderr)
+    assert result.returncode == 1 and "wait, or choose another" in result.stderr and is_one_sentence(result.stderr)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX systems have process groups")
@@ -245,6 +245,11 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
         (OSError("the network drive went away"), "the network drive went away"),
         (ModuleNotFoundError("No module named 'papermill'"), "pip install -r requirements.txt"),
         (workspace.FetalsegError("1_HC.png is cut off: copy it again."), "1_HC.png is cut off: copy it again."),
+        (
+            workspace.FetalsegError("05_training.ipynb, cell 9: CUDA out of memory. (see x)"),
+            "cell 9: CUDA out of memory",
+        ),
+        (workspace.FetalsegError("05_training.ipynb, cell 9: CUDA out of memory. (see x)"), "lower batch_size"),
     ],
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
@@ -296,13 +301,14 @@ def test_the_regions_that_predict_offers_are_those_of_the_notebooks():
 
 
 def test_two_data_folders_of_one_name_get_run_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(workspace, "project_root", lambda: tmp_path)
+    for module in (workspace, lessons):
+        monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     runs = tmp_path / "runs"
 
     def choose(data, preset="laptop"):
-        folder = __main__.choose_folder(None, data, preset)
+        folder = lessons.choose_folder(None, data, preset)
         folder.mkdir(parents=True, exist_ok=True)
-        root = loading.data_folder(data) if data in loading.DOWNLOADED else Path(data)
+        root = tmp_path / "data" / data if data in loading.DOWNLOADED else Path(data)
         workspace.write_json(folder / "data.json", {"root": workspace.shown(root)})
         return folder
 
@@ -312,14 +318,16 @@ def test_two_data_folders_of_one_name_get_run_folders_of_their_own(tmp_path, mon
     assert choose(str(tmp_path / "b" / "data")) == runs / "data-laptop-2"
     assert choose("/somewhere/data", "quick") == runs / "data-quick"
     assert choose("kaggle") == runs / "kaggle-laptop" and choose("/elsewhere/kaggle") == runs / "kaggle-laptop-2"
-    assert __main__.choose_folder(None, "phantom", "quick") == runs / "quick"
+    assert lessons.choose_folder(None, "phantom", "quick") == runs / "quick"
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert __main__.choose_folder(Path("~/run"), "phantom", "quick") == tmp_path / "run"
-    assert __main__.named("~/data") == str(tmp_path / "data") and __main__.named("hc18") == "hc18"
+    assert lessons.choose_folder(Path("~/run"), "phantom", "quick") == tmp_path / "run"
+    for given in ([[], "~/data"], [[("data", "~/data")]], [[("data", "hc18")], "~/data"]):
+        assert lessons.parse_parameters(*given) == {"data": str(tmp_path / "data")}
+    assert lessons.parse_parameters([], "hc18") == {"data": "hc18"} and lessons.parse_parameters([]) == {}
 
 
 ONE_EPOCH = parameters({"base_channels": 4, "depth": 2, "epochs": 1})
@@ -328,6 +336,13 @@ ONE_EPOCH = parameters({"base_channels": 4, "depth": 2, "epochs": 1})
 def state_of(folder):
     """The content of every file in a run folder, by name."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_training_needs_not_be_told_what_its_preset_leaves_out(call, drawn, tmp_path):
+    size = parameters({"width": 48, "height": 32})
+    result = call("train", "--preset", "laptop", "--data", drawn, "--run-dir", tmp_path / "run", *size, *ONE_EPOCH)
+    assert result.returncode == 0 and "best validation Dice" in result.stdout, result.stderr
+    assert training.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["settings"]["patience"] == 80  # the preset's
 
 
 @pytest.mark.parametrize("preset", [(), ("--preset", "quick", "-p", "width", "48", "-p", "height", "32")])

@@ -11,8 +11,11 @@ import zipfile
 
 import pytest
 from filelock import FileLock
+from shapes import write_pairs
 
 from fetalseg_helpers import loading
+from fetalseg_helpers.beyond_dice.model_card import LICENCES
+from fetalseg_helpers.phantoms import dataset
 from fetalseg_helpers.running import downloads
 from fetalseg_helpers.workspace import FetalsegError
 
@@ -218,9 +221,8 @@ def test_no_member_of_an_archive_lands_outside_the_folder(tmp_path, serve):
 
 
 def test_every_data_set_has_addresses_and_a_licence():
-    assert set(downloads.DOWNLOADS) == set(loading.DOWNLOADED)
     for name, files in downloads.DOWNLOADS.items():
-        assert files and "CC BY 4.0" in loading.LICENCES[name]
+        assert files and "CC BY 4.0" in LICENCES[name]
         for file_name, address, md5 in files:
             assert "/" not in file_name and address.startswith("https://")
             assert md5 is None or re.fullmatch(r"[0-9a-f]{32}", md5)
@@ -259,3 +261,34 @@ def test_a_full_disk_is_a_matter_of_the_disk_and_not_of_the_network(tmp_path, se
     monkeypatch.setattr(downloads.pooch, "retrieve", full)
     message = fetch_fails(tmp_path, ("set.zip", "http://127.0.0.1:9/never", None))
     assert "No space left on device" in message and "network" not in message
+
+
+# where the data of a run lies
+
+
+def test_a_folder_that_is_not_there_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    with pytest.raises(FetalsegError, match=r"absent is not a folder: check the path"):
+        loading.find_data(str(tmp_path / "absent"), tmp_path / "run")
+    monkeypatch.setattr(loading, "project_root", lambda: tmp_path)
+    with pytest.raises(FetalsegError, match=r"hc18 is not a folder: run: python -m fetalseg_helpers fetch hc18"):
+        loading.find_data("hc18", tmp_path / "run")
+
+
+def test_phantoms_beside_the_run_folders_are_shared_and_none_are_made(tmp_path):
+    shared = write_pairs(tmp_path / "runs" / "phantom_12", ["1_HC", "2_HC", "3_HC"])
+    assert loading.find_data("phantom", tmp_path / "runs" / "one", phantoms=12) == shared
+
+
+def test_phantoms_are_made_once_in_the_run_folder(tmp_path, capsys, monkeypatch):
+    made = []
+
+    def write(folder, count, seed):
+        made.append((count, seed))
+        write_pairs(folder, [f"{number}_HC" for number in range(count)])
+
+    monkeypatch.setattr(dataset, "write_phantoms", write)
+    for said in (True, False):
+        folder = loading.find_data("phantom", tmp_path / "runs" / "one", phantoms=12)
+        assert folder == tmp_path / "runs" / "one" / "phantom_12" and len(loading.load_pairs(folder)) == 12
+        assert capsys.readouterr().out.startswith("12 phantom frames are being made in ") == said
+    assert made == [(12, 0)]

@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from shapes import ellipse_mask
 
 from fetalseg_helpers import ellipses
+from fetalseg_helpers.phantoms.anatomy import ellipse_distance
 
 few = settings(max_examples=30)
 axes = st.floats(45, 95), st.floats(0.6, 1), st.floats(0, 180)
@@ -46,7 +47,7 @@ def test_coordinates_along_the_axes_worked_by_hand():
 @few
 def test_near_an_ellipse_distance_and_normal_are_those_of_geometry(a, ratio, turn, angle, outwards):
     point, normal = rim(170, 110, a, ratio * a, turn, angle, outwards)
-    distance, found = ellipses.ellipse_distance(ellipses.Ellipse(170, 110, a, ratio * a, turn), *point)
+    distance, found = ellipse_distance(ellipses.Ellipse(170, 110, a, ratio * a, turn), *point)
     assert distance == pytest.approx(outwards, abs=0.03)
     assert found == pytest.approx(normal, abs=0.03)
 

@@ -1,7 +1,5 @@
 """From a network to scores: maps, steps that tidy a cut map, Dice and IoU against hand and scikit-learn, intervals."""
 
-import json
-
 import cv2
 import numpy as np
 import pandas as pd
@@ -10,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from notebook_checks import defined
 from shapes import ellipse_mask
 from sklearn.metrics import f1_score, jaccard_score
 from torch import nn
 
 from fetalseg_helpers import evaluation, preprocessing, verification
 from fetalseg_helpers.evaluation import dice_score
-from fetalseg_helpers.workspace import write_json
 
 CANVAS = {"width": 48, "height": 32, "fit": "scale"}
 SCORES = ["dice", "iou", "truth_pixels", "predicted_pixels"]
@@ -67,11 +65,6 @@ def disc(height=37, width=53):
     """A grey frame with a bright disc, and the disc."""
     mask = cv2.circle(np.zeros((height, width), np.uint8), (width // 2, height // 2), min(height, width) // 3, 1, -1)
     return (20 + 200 * mask).astype(np.uint8), mask
-
-
-def table_of(*rows):
-    """A table of scores: name, examination, Dice, IoU, and the pixels of both masks."""
-    return pd.DataFrame(rows, columns=["image_id", "examination", *SCORES])
 
 
 # One mask
@@ -256,27 +249,27 @@ def test_where_no_region_is_an_ellipse_the_largest_is_kept_as_it_is():
     cross = np.zeros((60, 120), np.uint8)
     cross[28:32, :60], cross[:, 28:32], cross[10:14, 80:], cross[:50, 98:102] = 1, 1, 1, 1
     kept = evaluation.cut(cross, region="ellipse")
-    assert np.array_equal(kept, evaluation.largest_component(cross)) and kept.sum() < cross.sum()
+    assert np.array_equal(kept, evaluation.cut(cross, 1)) and kept.sum() < cross.sum()
 
 
 def test_the_largest_component_keeps_one_region_whole():
     mask = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]])
-    assert evaluation.largest_component(mask).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
+    assert evaluation.cut(mask, 1).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
 
 
 def test_pixels_that_touch_at_a_corner_belong_together():
     mask = np.array([[1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
-    assert evaluation.largest_component(mask).tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
+    assert evaluation.cut(mask, 1).tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
 
 
 def test_of_two_largest_components_exactly_one_is_kept():
-    kept = evaluation.largest_component(np.array([[1, 1, 0, 1, 1]]))
+    kept = evaluation.cut([[1, 1, 0, 1, 1]], 1)
     assert kept.tolist() in ([[1, 1, 0, 0, 0]], [[0, 0, 0, 1, 1]])
 
 
 def test_an_empty_mask_and_a_single_region_stay_as_they_are():
     for mask in (np.zeros((3, 4), bool), disc()[1]):
-        kept = evaluation.largest_component(mask)
+        kept = evaluation.cut(mask, 1)
         assert kept.dtype == np.uint8 and np.array_equal(kept, mask)
 
 
@@ -284,14 +277,14 @@ def test_holes_of_the_largest_region_are_filled_and_the_rest_is_dropped():
     drawn = ["0000000000", "0111110011", "0100010011", "0101010000", "0111110110", "0000000100"]
     filled = ["0000000000", "0111110000", "0111110000", "0111110000", "0111110000", "0000000000"]
     mask = np.array([[int(pixel) for pixel in row] for row in drawn])
-    assert evaluation.filled_component(mask).tolist() == [[int(pixel) for pixel in row] for row in filled]
-    assert evaluation.filled_component(mask).dtype == np.uint8
+    assert evaluation.cut(mask, 1, "filled").tolist() == [[int(pixel) for pixel in row] for row in filled]
+    assert evaluation.cut(mask, 1, "filled").dtype == np.uint8
 
 
 def test_what_is_open_to_the_frame_is_no_hole_and_an_empty_mask_stays_empty():
     bay = np.array([[1, 0, 1], [1, 0, 1], [1, 1, 1]])
-    assert np.array_equal(evaluation.filled_component(bay), bay)
-    assert not evaluation.filled_component(np.zeros((4, 5), np.uint8)).any()
+    assert np.array_equal(evaluation.cut(bay, 1, "filled"), bay)
+    assert not evaluation.cut(np.zeros((4, 5)), 1, "filled").any()
 
 
 def test_each_step_of_a_cut_does_what_it_is_called():
@@ -352,117 +345,51 @@ def test_what_padding_crops_away_is_background():
     assert not probability.any()
 
 
-@pytest.mark.parametrize("network", [Bright(), Brightness()])
-def test_predictions_do_not_depend_on_the_batch_size(network):
-    canvases = np.random.default_rng(0).integers(0, 256, (7, 16, 24), dtype=np.uint8)
-    one_by_one = evaluation.predict_canvases(network, canvases, batch_size=1)
-    assert one_by_one.shape == (7, 16, 24)
-    for size in (2, 3, 7, 99):
-        np.testing.assert_allclose(evaluation.predict_canvases(network, canvases, batch_size=size), one_by_one, 1e-6)
+def predicted_as_it_is(network, image, flip=False):
+    """The map of an image that needs no scaling."""
+    canvas = {"width": image.shape[1], "height": image.shape[0], "fit": "pad"}
+    return evaluation.predict_image(network, image, canvas, flip)
 
 
 def test_predicting_uses_the_running_statistics_of_batch_normalisation():
     network = nn.Sequential(nn.BatchNorm2d(1)).train()
-    canvases = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
-    expected = 1 / (1 + np.exp(canvases / -255))  # mean 0 and variance 1, as initialised
-    np.testing.assert_allclose(evaluation.predict_canvases(network, canvases), expected, atol=1e-4)
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    expected = 1 / (1 + np.exp(image / -255))  # mean 0 and variance 1, as initialised
+    np.testing.assert_allclose(predicted_as_it_is(network, image), expected, atol=1e-4)
 
 
 def test_flip_averaging_changes_nothing_for_a_network_that_treats_left_and_right_alike():
-    canvases = np.random.default_rng(0).integers(0, 256, (3, 16, 24), dtype=np.uint8)
-    plain = evaluation.predict_canvases(Bright(), canvases)
-    assert np.array_equal(evaluation.predict_canvases(Bright(), canvases, flip=True), plain)
+    image = np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)
+    assert np.array_equal(predicted_as_it_is(Bright(), image, flip=True), predicted_as_it_is(Bright(), image))
 
 
 def test_flip_averaging_makes_a_one_sided_network_even():
-    canvases = np.zeros((1, 16, 24), np.uint8)
-    plain = evaluation.predict_canvases(Ramp(), canvases)
-    averaged = evaluation.predict_canvases(Ramp(), canvases, flip=True)
-    np.testing.assert_allclose(averaged, (plain + plain[..., ::-1]) / 2, atol=1e-7)
+    image = np.zeros((16, 24), np.uint8)
+    plain = predicted_as_it_is(Ramp(), image)
+    averaged = predicted_as_it_is(Ramp(), image, flip=True)
+    np.testing.assert_allclose(averaged, (plain + plain[:, ::-1]) / 2, atol=1e-7)
     np.testing.assert_allclose(averaged, 0.5, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(37, 53), (541, 799), (1, 1)])
-@pytest.mark.parametrize("fit", ["scale", "pad"])
-def test_a_predictor_gives_the_cut_map_of_an_image_at_its_own_size(size, fit):
-    image = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    canvas = CANVAS | {"fit": fit}
-    for flip in (False, True):
-        probability = evaluation.predict_image(Ramp(), image, canvas, flip)
-        mask = evaluation.make_predictor(Ramp(), canvas, 0.6, "every", flip)(image)
-        assert mask.shape == size and mask.dtype == np.uint8 and np.array_equal(mask, probability >= 0.6)
 
 
 # Which cut
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itself(bright_run, flip):
+def test_notebook_6_s_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itself(bright_run, flip):
     pairs = verification.usable_pairs(bright_run, "test").head(2)
     network = Ramp() if flip else Soft()
-    table = evaluation.score_cuts(network, pairs, CANVAS, flip)
-    assert tuple(table.index) == evaluation.THRESHOLDS and list(table.columns) == list(evaluation.REGIONS)
-    for threshold in (0.25, 0.5, 0.7):
+    names = {"np": np, "pd": pd, "preprocessing": preprocessing, "evaluation": evaluation}
+    names |= {"network": network, "canvas": CANVAS, "flip": flip, "dice_score": evaluation.dice_score}
+    thresholds = [0.25, 0.5, 0.7]
+    table = defined(6, "score_cuts", **names)(pairs, thresholds)
+    assert list(table.index) == thresholds
+    assert list(table.columns) == list(evaluation.REGIONS) == ["every", "largest", "filled", "ellipse"]
+    for threshold in thresholds:
         for region in table.columns:
             predict = evaluation.make_predictor(network, CANVAS, threshold, region, flip)
             expected = evaluation.score_pairs(predict, pairs).dice.mean()
             assert table.loc[threshold, region] == pytest.approx(expected)
-    assert flip or table.loc[[0.25, 0.5, 0.7]].stack().nunique() >= 9  # else nothing was compared
-
-
-def test_every_twentieth_from_a_fifth_to_four_fifths_is_tried_with_every_step():
-    np.testing.assert_allclose(evaluation.THRESHOLDS, np.arange(4, 17) / 20)
-    assert 0.5 in evaluation.THRESHOLDS and list(evaluation.REGIONS) == ["every", "largest", "filled", "ellipse"]
-
-
-def cuts(**columns):
-    """A table of cuts at 0.3, 0.4, 0.5, 0.7, with the steps in their order."""
-    return pd.DataFrame(columns, index=pd.Index([0.3, 0.4, 0.5, 0.7], name="threshold"))
-
-
-@pytest.mark.parametrize(
-    ("table", "chosen"),
-    [
-        (cuts(every=[0.8, 0.7, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.7, "filled")),
-        (cuts(every=[0.8, 0.95, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.4, "every")),
-        (cuts(every=[0.9, 0.9, 0.8, 0.9], filled=[0.9, 0.9, 0.8, 0.9]), (0.4, "every")),  # towards 0.5, the simpler
-        (cuts(every=[0.9, 0.8, 0.8, 0.8], filled=[0.9, 0.9, 0.8, 0.9]), (0.3, "every")),  # the simpler goes first
-        (cuts(every=[0.9, 0.9, 0.89992, 0.9], filled=[0.9, 0.9, 0.9, 0.9]), (0.5, "every")),  # as good as equal
-        (cuts(every=[0.90006, 0.8, 0.90004, 0.8], filled=[0.8] * 4), (0.5, "every")),
-        (cuts(every=[0.9, 0.8, 0.8998, 0.8], filled=[0.8] * 4), (0.3, "every")),  # a difference
-        (cuts(every=[0.9] * 4, largest=[0.90009] * 4, filled=[0.9003] * 4), (0.5, "filled")),
-    ],
-)
-def test_the_best_cut_is_chosen_and_of_equals_the_simplest_step_and_the_threshold_nearest_to_a_half(table, chosen):
-    assert evaluation.choose_cut(table) == chosen
-
-
-def test_a_threshold_or_a_step_that_is_given_is_kept():
-    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
-    assert evaluation.choose_cut(table) == (0.3, "every")
-    assert evaluation.choose_cut(table, threshold=0.7) == (0.7, "ellipse")
-    assert evaluation.choose_cut(table, region="filled") == (0.5, "filled")
-    assert evaluation.choose_cut(table, threshold=0.4, region="ellipse") == (0.4, "ellipse")
-
-
-@pytest.mark.parametrize(
-    ("threshold", "step"), [(0.62, "ellipse"), (0.58, "filled"), (0.05, "every"), (0.99, "ellipse")]
-)
-def test_a_threshold_that_the_table_lacks_is_kept_with_the_step_of_its_neighbour(threshold, step):
-    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
-    assert evaluation.choose_cut(table, threshold=threshold) == (threshold, step)
-
-
-def test_the_cut_of_a_run_is_that_of_its_own_evaluation_and_else_the_usual(tmp_path):
-    usual = {"threshold": 0.5, "region": "largest", "flip": False}
-    state = {"sha256": "of these weights"}
-    assert evaluation.frozen_cut(tmp_path / "checkpoint.pt", state) == usual
-    stored = {"checkpoint_sha256": "of others", "threshold": 0.3, "region": "ellipse", "parameters": {"flip": True}}
-    write_json(tmp_path / "metrics.json", stored)
-    assert evaluation.frozen_cut(tmp_path / "checkpoint.pt", state) == usual
-    write_json(tmp_path / "metrics.json", stored | {"checkpoint_sha256": "of these weights"})
-    frozen = evaluation.frozen_cut(tmp_path / "checkpoint.pt", state)
-    assert frozen == {"threshold": 0.3, "region": "ellipse", "flip": True}
+    assert flip or table.stack().nunique() >= 9  # else nothing was compared
 
 
 # The interval
@@ -522,59 +449,3 @@ def test_an_interval_of_nothing_or_of_unequal_lengths_is_refused():
         evaluation.bootstrap_interval([], [])
     with pytest.raises(ValueError, match="2 scores for 1 examinations"):
         evaluation.bootstrap_interval([0.1, 0.2], ["A"])
-
-
-# The summary
-
-
-def test_metrics_hold_the_means_their_intervals_and_on_how_much_they_rest(tmp_path):
-    scores = table_of(("1", "A", 0.9, 0.82, 9, 9), ("2", "A", 0.7, 0.54, 9, 9), ("3", "B", 0.8, 0.67, 9, 9))
-    summary = evaluation.summarise(scores)
-    evaluation.write_metrics(tmp_path, scores, summary)
-    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    contract = {"mean_dice", "mean_iou", "dice_interval_95", "iou_interval_95", "images", "examinations"}
-    assert contract <= set(stored)
-    assert stored["mean_dice"] == 0.8 and stored["mean_iou"] == pytest.approx(0.6767)
-    assert (stored["images"], stored["examinations"]) == (3, 2)
-    assert stored["dice_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.9, 0.7, 0.8], list("AAB")))
-    assert stored["iou_interval_95"] == pytest.approx(evaluation.bootstrap_interval([0.82, 0.54, 0.67], list("AAB")))
-    assert (stored["worst_image"], stored["worst_dice"], stored["median_dice"]) == ("2", 0.7, 0.8)
-    table = pd.read_csv(tmp_path / "metrics.csv", dtype={"image_id": str})
-    pd.testing.assert_frame_equal(table, scores, check_dtype=False)
-
-
-def test_pooled_scores_weigh_pixels_and_means_weigh_images():
-    # A small head missed but for half of it, and a large one that is nearly right: prediction and truth of each.
-    small, large = np.zeros((2, 40, 50), int), np.zeros((2, 40, 50), int)
-    small[0, 2:4, 2:6], small[1, 2:4, 4:8] = 1, 1  # 8 and 8, 4 shared
-    large[0, 5:35, 5:45], large[1, 5:35, 5:43] = 1, 1  # 1200 and 1140, within each other
-    pairs = {"small": small, "large": large}
-    table = table_of(*[(name, name, *overlap(*pair).values()) for name, pair in pairs.items()])
-    summary = evaluation.summarise(table)
-    # Of both, 4 + 1140 pixels are shared, 8 + 1200 predicted, 8 + 1140 true.
-    assert summary["pooled_dice"] == pytest.approx(2 * 1144 / (1208 + 1148), abs=5e-5)
-    assert summary["pooled_iou"] == pytest.approx(1144 / (1208 + 1148 - 1144), abs=5e-5)
-    assert summary["mean_dice"] == pytest.approx((8 / 16 + 2 * 1140 / 2340) / 2, abs=5e-5)
-    assert summary["mean_iou"] == pytest.approx((4 / 12 + 1140 / 1200) / 2, abs=5e-5)
-    assert summary["pooled_dice"] > summary["mean_dice"] + 0.2
-
-
-def test_empty_predictions_and_empty_truths_are_counted():
-    empty, full = np.zeros((3, 4), int), np.ones((3, 4), int)
-    cases = [(empty, empty), (empty, full), (empty, full), (full, empty), (full, full), (full, full)]
-    table = table_of(*[(str(n), str(n), *overlap(*pair).values()) for n, pair in enumerate(cases)])
-    summary = evaluation.summarise(table)
-    assert (summary["empty_predictions"], summary["empty_truths"], summary["images"]) == (3, 2, 6)
-    assert summary["mean_dice"] == 0.5 and summary["pooled_dice"] == pytest.approx(2 * 24 / (36 + 48), abs=5e-5)
-    nothing = evaluation.summarise(table.head(1))
-    assert (nothing["pooled_dice"], nothing["pooled_iou"], nothing["mean_dice"]) == (1, 1, 1)
-
-
-def test_the_intervals_of_a_summary_follow_from_its_draws_and_seed():
-    rng = np.random.default_rng(0)
-    table = table_of(*[(str(n), str(n // 2), dice, dice / (2 - dice), 9, 9) for n, dice in enumerate(rng.random(20))])
-    low, high = evaluation.bootstrap_interval(table.dice, table.examination, draws=150, seed=7)
-    summary = evaluation.summarise(table, draws=150, seed=7)
-    assert summary["dice_interval_95"] == [round(low, 4), round(high, 4)]
-    assert evaluation.summarise(table, draws=150, seed=8)["dice_interval_95"] != summary["dice_interval_95"]
-    assert evaluation.summarise(table, draws=160, seed=7)["dice_interval_95"] != summary["dice_interval_95"]

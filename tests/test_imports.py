@@ -14,7 +14,7 @@ import fetalseg_helpers
 PACKAGE = Path(fetalseg_helpers.__file__).parent
 NAME = PACKAGE.name
 FOLDERS = ("phantoms", "beyond_dice", "running")
-CORE_LINES, PACKAGE_LINES = 2510, 5370  # what is there; the aim is 2000 and 4800
+CORE_LINES, PACKAGE_LINES = 2000, 4800
 Found = namedtuple("Found", "module at_import_time")
 
 

@@ -125,7 +125,7 @@ def test_the_run_s_lock_is_passed_on_to_its_kernels_and_kept_from_others(tmp_pat
     lessons.run_lessons(run_dir, {}, report=str)
     assert str(run_dir) in outputs(run_dir / "notebooks" / "01_first.ipynb")[0]
     before = (run_dir / "notebooks" / "01_first.ipynb").stat().st_mtime_ns
-    with FileLock(run_dir / ".lock"), pytest.raises(FetalsegError, match="wait for it") as error:
+    with FileLock(run_dir / ".lock"), pytest.raises(FetalsegError, match="wait, or choose another") as error:
         lessons.run_lessons(run_dir, {}, report=str)
     assert "\n" not in str(error.value)
     assert (run_dir / "notebooks" / "01_first.ipynb").stat().st_mtime_ns == before

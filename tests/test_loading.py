@@ -14,10 +14,9 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from shapes import contents, encoded, noise, save_pair
+from shapes import contents, encoded, noise, save_pair, write_pairs
 
 from fetalseg_helpers import loading
-from fetalseg_helpers.phantoms import dataset
 from fetalseg_helpers.workspace import FetalsegError, project_root
 
 INNER = Path("Ultrasound Fetus Dataset", "Ultrasound Fetus Dataset", "Data", "Data")
@@ -38,14 +37,6 @@ def pairs_of(root):
 
 def complete(pairs):
     return set(pairs.index[pairs.image_path.notna() & pairs.mask_path.notna()])
-
-
-def write_pairs(root, stems):
-    """Small images with a rectangle as outline, all different."""
-    outline = cv2.rectangle(np.zeros((12, 16), np.uint8), (3, 2), (12, 9), 255, 1)
-    for seed, stem in enumerate(stems):
-        save_pair(root, stem, noise(seed), outline)
-    return Path(root)
 
 
 # pairing
@@ -135,10 +126,7 @@ def test_benign_and_normal_are_counted_and_never_paired(tmp_path):
     pairs = loading.match_pairs(files)
     assert {path.parent.name for path in [*pairs.image_path, *pairs.mask_path.dropna()]} == {"malignant"}
     assert complete(pairs.set_index("image_id")) == {"1_HC"}
-    counts = loading.count_files(files)
-    for tissue in ("benign", "malignant", "normal"):
-        assert counts.loc[(tissue, "image")].to_dict() == {"train": 1, "test": 1}
-        assert counts.loc[(tissue, "outline")].to_dict() == {"train": 1, "test": 0}
+    assert set(files.value_counts(["tissue", "kind", "folder"])) == {1} and len(files) == 9
 
 
 def test_a_missing_partner_is_none_and_the_name_stays(tmp_path):
@@ -281,7 +269,7 @@ def test_a_split_by_folder_is_the_data_sets_own():
 
 @pytest.mark.parametrize("folders", [("train", "valid", "test", ""), ("train", "test")])
 def test_a_split_by_folder_needs_every_image_in_one_of_three(folders):
-    with pytest.raises(FetalsegError, match="split_by = 'folder' needs every image in a folder"):
+    with pytest.raises(FetalsegError, match="split_by = 'folder' needs images in all three"):
         loading.split_pairs(table([1] * 8, folders), by="folder")
 
 
@@ -518,34 +506,6 @@ def test_a_data_folder_that_is_gone_is_named_and_not_replaced_by_phantoms(tmp_pa
     with pytest.raises(FetalsegError, match=r"kleine Dätä.* is not a folder|kleine Dätä.* is no longer there"):
         loading.ensure_manifest(tmp_path / "run", **({"data": str(small)} if asked else {}))
     assert contents(tmp_path / "run") == before
-
-
-def test_a_folder_that_is_not_there_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    with pytest.raises(FetalsegError, match=r"absent is not a folder: check the path"):
-        loading.find_data(str(tmp_path / "absent"), tmp_path / "run")
-    monkeypatch.setattr(loading, "data_folder", lambda name: tmp_path / name)
-    with pytest.raises(FetalsegError, match=r"hc18 is not a folder: run: python -m fetalseg_helpers fetch hc18"):
-        loading.find_data("hc18", tmp_path / "run")
-
-
-def test_phantoms_beside_the_run_folders_are_shared_and_none_are_made(tmp_path):
-    shared = write_pairs(tmp_path / "runs" / "phantom_12", ["1_HC", "2_HC", "3_HC"])
-    assert loading.find_data("phantom", tmp_path / "runs" / "one", phantoms=12) == shared
-
-
-def test_phantoms_are_made_once_in_the_run_folder(tmp_path, capsys, monkeypatch):
-    made = []
-
-    def write(folder, count, seed):
-        made.append((count, seed))
-        write_pairs(folder, [f"{number}_HC" for number in range(count)])
-
-    monkeypatch.setattr(dataset, "write_phantoms", write)
-    for said in (True, False):
-        folder = loading.find_data("phantom", tmp_path / "runs" / "one", phantoms=12)
-        assert folder == tmp_path / "runs" / "one" / "phantom_12" and len(loading.load_pairs(folder)) == 12
-        assert capsys.readouterr().out.startswith("12 phantom frames are being made in ") == said
-    assert made == [(12, 0)]
 
 
 def test_a_manifest_that_lost_the_record_of_its_making_is_made_anew(tmp_path, small):

@@ -13,7 +13,9 @@ import subprocess
 import symtable
 import sys
 from functools import partial
+from pathlib import Path
 
+import cv2
 import nbformat
 import numpy as np
 import pandas as pd
@@ -22,15 +24,17 @@ from click.testing import CliRunner
 from conftest import quick_frame
 from hypothesis import given
 from hypothesis import strategies as st
-from notebook_checks import check_notebook, parameters_cell
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from notebook_checks import UNCOMMITTED, check_notebook, committed, defined, parameters_cell
 
-from fetalseg_helpers import preprocessing, training, verification, workspace
+from fetalseg_helpers import plotting, preprocessing, training, verification, workspace
 from fetalseg_helpers.phantoms import dataset
 from fetalseg_helpers.running import lessons
-from fetalseg_helpers.running.parameters import PARAMETERS, check_parameters
+from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
 
 ROOT = workspace.project_root()
-LESSONS = lessons.lessons()
+LESSONS = [committed(path) for path in lessons.lessons()]
 NAMES = [path.stem for path in LESSONS]
 OF_ANY_DATA = [path for path in LESSONS if path.stem != "07_phantoms"]
 TAUGHT = {
@@ -112,7 +116,7 @@ def test_links_between_notebooks_lead_somewhere(path):
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\(([^)#]+\.ipynb)\)", cell.source):
-                assert (path.parent / target).exists(), target
+                assert (ROOT / "notebooks" / target).exists(), target
 
 
 @pytest.mark.parametrize("path", OF_ANY_DATA, ids=[path.stem for path in OF_ANY_DATA])
@@ -194,6 +198,35 @@ def test_the_format_check_notices(kind, tmp_path):
     assert any(expected in problem for problem in problems), problems
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not here, so there is no clone to try: install it")
+def test_a_notebook_that_was_saved_in_a_clone_is_tested_as_it_was_committed(tmp_path, monkeypatch):
+    monkeypatch.delenv(UNCOMMITTED, raising=False)
+    git = partial(subprocess.run, check=True, capture_output=True)
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    for name in ("notebooks/01_lesson.ipynb", "fetalseg_helpers/unet.py"):
+        (origin / name).parent.mkdir(parents=True)
+        shutil.copy(LESSONS[0], origin / name)
+    git(["git", "init", origin])
+    git(["git", "add", "."], cwd=origin)
+    identity = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "commit.gpgsign=false"]
+    git(["git", *identity, "commit", "-m", "A lesson"], cwd=origin)
+    git(["git", "clone", origin, clone])
+    path = clone / "notebooks" / "01_lesson.ipynb"
+    assert committed(path) == path
+
+    nbformat.write(spoilt(swap_counts), path)
+    with pytest.warns(UserWarning, match="01_lesson.ipynb is tested as it was last committed"):
+        assert committed(path).read_bytes() == LESSONS[0].read_bytes()
+    monkeypatch.setenv(UNCOMMITTED, "1")
+    assert committed(path) == path
+    monkeypatch.delenv(UNCOMMITTED)
+    (clone / "fetalseg_helpers" / "unet.py").write_text("changed too", encoding="utf-8")
+    assert committed(path) == path
+    for new in (path.with_name("02_new.ipynb"), tmp_path / "01_without_git.ipynb"):
+        shutil.copy(path, new)
+        assert committed(new) == new
+
+
 # --- what they teach
 
 
@@ -215,13 +248,12 @@ def taught_cells(path):
 @pytest.mark.parametrize("name", TAUGHT)
 def test_a_taught_definition_is_the_package_s(name):
     path = next(path for path in LESSONS if path.stem == name)
-    cells = taught_cells(path)
-    assert len(cells) == len(TAUGHT[name])
-    module = importlib.import_module(f"fetalseg_helpers.{name[3:]}")
-    with open(module.__file__, encoding="utf-8") as file:
-        package = file.read()
-    for cell, taught in zip(cells, TAUGHT[name], strict=True):
-        assert definition(cell, taught) == definition(package, taught) is not None
+    page = "\n".join(taught_cells(path))
+    modules = [importlib.import_module(f"fetalseg_helpers.{module}") for module in (name[3:], "running.trials")]
+    package = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)
+    assert [node.name for node in ast.parse(page).body] == TAUGHT[name]
+    for taught in TAUGHT[name]:
+        assert definition(page, taught) == definition(package, taught) is not None
 
 
 def test_a_changed_taught_definition_is_noticed():
@@ -241,10 +273,7 @@ def test_notebook_3_counts_its_questions_in_words():
 @pytest.fixture(scope="module")
 def stable_epoch():
     """The function that notebook 5 defines."""
-    cell = next(cell for cell in code_cells(read(lesson(5))) if cell.source.startswith("def stable_epoch"))
-    names = {}
-    exec(cell.source, names)
-    return names["stable_epoch"]
+    return defined(5, "stable_epoch")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +298,115 @@ def test_from_the_stable_epoch_on_and_not_before_every_dice_is_near_the_best(sta
     near = [score >= max(scores) - tolerance for score in scores]
     starts = [number for number in range(1, len(scores) + 1) if all(near[number - 1 :])]
     assert stable_epoch(history, tolerance) == (starts[0] if starts else None)
+
+
+# --- what they draw
+
+
+def dice_axis(scores, baseline=0.4, stable=None):
+    """The axis with the validation Dice that notebook 5 draws of these scores."""
+    epochs = np.arange(1, len(scores) + 1)
+    rows = pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "valid_loss": 1.2 / epochs, "valid_dice": scores})
+    draw = defined(5, "show_history", pd=pd, plotting=plotting, kind="phantom", baseline=baseline)
+    return draw(rows.to_dict("records"), stable).axes[1]
+
+
+def test_one_bad_first_epoch_does_not_flatten_the_last_ones():
+    scores = [0.05, *np.linspace(0.94, 0.98, 34)]
+    axis = dice_axis(scores, baseline=0.8)
+    lowest, highest = axis.get_ylim()
+    assert 0.05 < lowest < 0.94 and highest == 1
+    assert axis.get_title() == "validation Dice (1 of 35 epochs below)"
+    assert list(axis.lines[0].get_ydata()) == scores
+
+
+@pytest.mark.parametrize(
+    "scores", [[0.7], [0.1, 0.9], [0.9, 0.95, 0.96, 0.5, 0.2, 0.1], [0.0, 0.0], [1.0, 1.0], [0.3, 0.5, 0.7, 0.9, 0.95]]
+)
+@pytest.mark.parametrize("baseline", [0.4, 0.99])
+def test_the_later_half_of_the_epochs_and_the_baseline_are_in_the_picture(scores, baseline):
+    axis = dice_axis(scores, baseline, stable=1)
+    lowest, highest = axis.get_ylim()
+    shown = [*scores[len(scores) // 2 :], baseline]
+    assert 0 <= lowest <= min(shown) and max(shown) <= highest and lowest < highest
+    assert ("below" in axis.get_title()) == (min(scores) < lowest)
+
+
+def test_notebook_3_rings_the_centroids_near_the_border():
+    measurements = pd.DataFrame({"centroid_x": [0.5, 0.04, 0.7], "centroid_y": [0.5, 0.5, 0.97]})
+    names = {"np": np, "plotting": plotting, "verification": verification, "Rectangle": Rectangle}
+    draw = defined(3, "show_border", border=0.05, kind="phantom", measurements=measurements, **names)
+    axis = draw().axes[0]
+    every, ringed = axis.collections
+    np.testing.assert_allclose(every.get_offsets(), measurements)
+    np.testing.assert_allclose(ringed.get_offsets(), measurements[1:])
+    assert axis.get_title().startswith("2 of 3 phantoms") and "5%" in axis.get_title().replace(" ", "")
+    assert draw(0.0).axes[0].get_title().startswith("0 of 3")
+
+
+def test_notebook_6_paints_what_is_predicted_and_not_true_orange_and_the_other_errors_green():
+    image = np.random.default_rng(0).integers(0, 200, (54, 80), dtype=np.uint8)
+    truth, prediction = (cv2.circle(np.zeros_like(image), (x, 27), 15, 1, -1) for x in (38, 44))
+    scores = pd.DataFrame({"image_id": ["1_HC", "2_HC"], "dice": [0.9, 0.8]})
+    names = {"np": np, "plotting": plotting, "to_rgb": to_rgb, "kind": "phantom", "scores": scores}
+    draw = defined(6, "show_ranked", read_and_predict=lambda name: (image, truth, prediction), **names)
+    figure = draw(rank=1)
+    assert "2_HC: Dice 0.8000, place 1 of 2" in figure.axes[0].get_title()
+    painted = figure.axes[0].images[0].get_array()
+    for where, color in ((prediction > truth, plotting.PREDICTION), (truth > prediction, plotting.TRUTH)):
+        expected = 0.25 * image[where, None] / 255 + 0.75 * np.array(to_rgb(color))
+        np.testing.assert_allclose(painted[where], expected)
+    same = truth == prediction
+    np.testing.assert_allclose(painted[same], np.repeat(image[same, None] / 255, 3, axis=1))
+
+
+# --- what they choose
+
+
+@pytest.fixture(scope="module")
+def choose_cut():
+    """The function that notebook 6 defines."""
+    return defined(6, "choose_cut")
+
+
+def cuts(**columns):
+    """A table of cuts at 0.3, 0.4, 0.5, 0.7, with the steps in their order."""
+    return pd.DataFrame(columns, index=pd.Index([0.3, 0.4, 0.5, 0.7], name="threshold"))
+
+
+@pytest.mark.parametrize(
+    ("table", "chosen"),
+    [
+        (cuts(every=[0.8, 0.7, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.7, "filled")),
+        (cuts(every=[0.8, 0.95, 0.7, 0.7], filled=[0.7, 0.7, 0.7, 0.9]), (0.4, "every")),
+        (cuts(every=[0.9, 0.9, 0.8, 0.9], filled=[0.9, 0.9, 0.8, 0.9]), (0.4, "every")),  # towards 0.5, the simpler
+        (cuts(every=[0.9, 0.8, 0.8, 0.8], filled=[0.9, 0.9, 0.8, 0.9]), (0.3, "every")),  # the simpler goes first
+        (cuts(every=[0.9, 0.9, 0.89992, 0.9], filled=[0.9, 0.9, 0.9, 0.9]), (0.5, "every")),  # as good as equal
+        (cuts(every=[0.90006, 0.8, 0.90004, 0.8], filled=[0.8] * 4), (0.5, "every")),
+        (cuts(every=[0.9, 0.8, 0.8998, 0.8], filled=[0.8] * 4), (0.3, "every")),  # a difference
+        (cuts(every=[0.9] * 4, largest=[0.90009] * 4, filled=[0.9003] * 4), (0.5, "filled")),
+    ],
+)
+def test_the_best_cut_is_chosen_and_of_equals_the_simplest_step_and_the_threshold_nearest_to_a_half(
+    table, chosen, choose_cut
+):
+    assert choose_cut(table) == chosen
+
+
+def test_a_threshold_or_a_step_that_is_given_is_kept(choose_cut):
+    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
+    assert choose_cut(table) == (0.3, "every")
+    assert choose_cut(table, threshold=0.7) == (0.7, "ellipse")
+    assert choose_cut(table, region="filled") == (0.5, "filled")
+    assert choose_cut(table, threshold=0.4, region="ellipse") == (0.4, "ellipse")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "step"), [(0.62, "ellipse"), (0.58, "filled"), (0.05, "every"), (0.99, "ellipse")]
+)
+def test_a_threshold_that_the_table_lacks_is_kept_with_the_step_of_its_neighbour(threshold, step, choose_cut):
+    table = cuts(every=[0.9, 0.8, 0.7, 0.6], filled=[0.7, 0.7, 0.8, 0.6], ellipse=[0.5, 0.6, 0.6, 0.7])
+    assert choose_cut(table, threshold=threshold) == (threshold, step)
 
 
 # --- their parameters
@@ -623,6 +761,8 @@ def test_nbval_compares_notebooks_1_to_4(tmp_path):
     hidden = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in ("notebooks", "fetalseg_helpers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=hidden)
+    for path in LESSONS:
+        shutil.copy(path, tmp_path / "notebooks")
     result = nbval(tmp_path, *NAMES[:4])
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout and "skipped" not in result.stdout

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 import cv2
+import joblib
 import numpy as np
 import pandas as pd
 import psutil
@@ -206,7 +207,7 @@ def test_as_many_processes_as_may_be_used_but_no_more_than_eight_or_than_examina
 
     monkeypatch.setattr(dataset, "_results", results)
     for cores, count in ((48, 40), (3, 40), (48, 2)):
-        monkeypatch.setattr(dataset, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
         dataset.write_phantoms(tmp_path / f"{cores}_{count}", count)
     assert asked == [dataset.MOST_PROCESSES, 3, len({entry.examination for entry in dataset.set_entries(2, 0)})]
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fetalseg_helpers.evaluation import dice_score
-from fetalseg_helpers.running.predictions import predict_folder
-from fetalseg_helpers.workspace import FetalsegError
+from fetalseg_helpers.running.predictions import frozen_cut, predict_folder
+from fetalseg_helpers.workspace import FetalsegError, write_json
 
 
 def bright(image):
@@ -84,3 +84,15 @@ def test_predictions_can_lie_beside_their_images(tmp_path, images):
     write(tmp_path / "1.png", disc()[0])
     assert predict_folder(bright, tmp_path / images, tmp_path) == (1, [])
     assert (tmp_path / "1_pred.png").exists()
+
+
+def test_the_cut_of_a_run_is_that_of_its_own_evaluation_and_else_the_usual(tmp_path):
+    usual = {"threshold": 0.5, "region": "largest", "flip": False}
+    state = {"sha256": "of these weights"}
+    assert frozen_cut(tmp_path / "checkpoint.pt", state) == usual
+    stored = {"checkpoint_sha256": "of others", "threshold": 0.3, "region": "ellipse", "parameters": {"flip": True}}
+    write_json(tmp_path / "metrics.json", stored)
+    assert frozen_cut(tmp_path / "checkpoint.pt", state) == usual
+    write_json(tmp_path / "metrics.json", stored | {"checkpoint_sha256": "of these weights"})
+    frozen = frozen_cut(tmp_path / "checkpoint.pt", state)
+    assert frozen == {"threshold": 0.3, "region": "ellipse", "flip": True}

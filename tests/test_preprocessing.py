@@ -17,7 +17,7 @@ from shapes import contents, encoded
 from fetalseg_helpers import loading, verification
 from fetalseg_helpers import preprocessing as pre
 from fetalseg_helpers.phantoms import frames
-from fetalseg_helpers.workspace import FetalsegError
+from fetalseg_helpers.workspace import FetalsegError, read_json
 
 WIDTH, HEIGHT = 64, 48
 sizes = st.integers(1, 40)
@@ -374,13 +374,11 @@ def copied(tmp_path, prepared):
 
 
 def test_prepared_arrays_hold_every_pair_of_the_manifest_in_its_order(prepared):
-    manifest, index = loading.read_manifest(prepared), pre.read_index(prepared)
+    manifest = loading.read_manifest(prepared)
+    problems = read_json(prepared / "prepared" / "settings.json")["problems"]
     images, masks = (np.load(prepared / "prepared" / name) for name in ("images.npy", "masks.npy"))
     assert images.shape == masks.shape == (30, HEIGHT, WIDTH) and images.dtype == masks.dtype == np.uint8
-    assert list(index.row) == list(range(30)) and list(index.image_id) == list(manifest.image_id)
-    assert set(index.split) == {"train", "valid", "test"} and set(np.unique(masks)) == {0, 1}
-    problems = dict(zip(index.image_id, index.problem, strict=True))
-    assert {name for name, problem in problems.items() if problem} == set(BROKEN)
+    assert set(np.unique(masks)) == {0, 1} and set(problems) == set(BROKEN)
     for row, pair in enumerate(manifest.itertuples()):
         if pair.image_id in BROKEN:
             assert not images[row].any() and not masks[row].any()
@@ -416,7 +414,7 @@ def test_when_no_pair_can_be_used_the_first_reason_is_given_and_nothing_is_left(
 def test_what_is_prepared_is_used_silently_whatever_is_not_asked(prepared, capsys, data):
     before = contents(prepared)
     for asked in ({}, {"width": WIDTH}, {"fit": "scale", "seed": 0}, {"height": HEIGHT, "data": str(data)}):
-        assert list(pre.ensure_prepared(prepared, **asked).image_id) == list(loading.read_manifest(prepared).image_id)
+        pre.ensure_prepared(prepared, **asked)
     assert contents(prepared) == before and capsys.readouterr().out == ""
 
 
@@ -465,7 +463,7 @@ def test_a_disk_without_room_for_the_arrays_is_refused_before_the_work(copied, m
     before = contents(copied)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=300_000))
     monkeypatch.setattr(pre, "read_pair", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(FetalsegError, match="prepared needs 1 MB: free some space"):
+    with pytest.raises(FetalsegError, match="run needs 1 MB: free some space"):
         pre.prepare(copied, 128, 96)
     assert contents(copied) == before
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import evaluation, loading, preprocessing, training, verification
+from fetalseg_helpers import evaluation, loading, training, verification
+from fetalseg_helpers.workspace import read_json
 
 OPEN = {"231_HC", "427_2HC", "977_HC"}  # outlines that the frame cuts open, in either copy of the data set
 
@@ -54,7 +55,7 @@ def test_every_pair_is_prepared_and_used(prepared, pairs):
     manifest = loading.read_manifest(prepared)
     assert set(manifest.image_id) == set(pairs.image_id) and set(manifest.split) == set(loading.SPLITS)
     assert (manifest.groupby("examination").split.nunique() == 1).all()
-    assert (preprocessing.read_index(prepared).problem == "").all()
+    assert read_json(prepared / "prepared" / "settings.json")["problems"] == {}
     assert len(verification.usable_pairs(prepared)) == len(manifest)
     areas = np.load(prepared / "prepared" / "masks.npy").mean(axis=(1, 2))
     assert areas.min() > 0.03 and areas.max() < 0.8 and 0.2 < np.median(areas) < 0.35  # filled, every one

@@ -10,8 +10,10 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import contents, drawn_outline, encoded, noise, save_pair
 
-from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification, workspace
+from fetalseg_helpers import loading, preprocessing, training, unet, verification, workspace
+from fetalseg_helpers.running import checks, predictions
 from fetalseg_helpers.workspace import FetalsegError, locked
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=1, batch_size=4, seed=1)
@@ -563,11 +566,11 @@ def test_a_threshold_that_was_chosen_for_another_network_is_not_used(run):
     _, state = training.load_network(run / "checkpoint.pt")
     chosen = {"threshold": 0.35, "region": "ellipse", "parameters": {"flip": True}}
     usual = {"threshold": 0.5, "region": "largest", "flip": False}
-    assert evaluation.frozen_cut(run / "checkpoint.pt", state) == usual
+    assert predictions.frozen_cut(run / "checkpoint.pt", state) == usual
     workspace.write_json(run / "metrics.json", chosen | {"checkpoint_sha256": "0" * 64})
-    assert evaluation.frozen_cut(run / "checkpoint.pt", state) == usual
+    assert predictions.frozen_cut(run / "checkpoint.pt", state) == usual
     workspace.write_json(run / "metrics.json", chosen | {"checkpoint_sha256": state["sha256"]})
-    cut = evaluation.frozen_cut(run / "checkpoint.pt", state)
+    cut = predictions.frozen_cut(run / "checkpoint.pt", state)
     assert cut == {"threshold": 0.35, "region": "ellipse", "flip": True}
 
 
@@ -639,16 +642,16 @@ def test_without_opencv_the_command_line_helps_and_says_what_is_missing(without_
 
 
 def test_either_package_of_opencv_will_do(monkeypatch):
-    real = workspace.version
+    real = checks.version
 
     def version(name):
         if name.startswith("opencv"):
             raise PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(workspace, "version", version)
+    monkeypatch.setattr(checks, "version", version)
     monkeypatch.chdir(workspace.project_root())
-    assert f"OpenCV {cv2.__version__}" in workspace.versions()
+    assert f"OpenCV {cv2.__version__}" in checks.versions()
 
 
 # which code runs
@@ -662,10 +665,10 @@ def test_a_notebook_of_another_copy_of_the_course_is_refused_with_both_folders(t
     for place in (other / "notebooks" / "exercises", other / "notebooks", other):
         monkeypatch.chdir(place)
         with refused_and_nothing_changes(tmp_path, str(other), str(workspace.project_root()), "pip install -e ."):
-            workspace.versions()
+            checks.versions()
     for place in (tmp_path, workspace.project_root() / "notebooks", workspace.project_root()):
         monkeypatch.chdir(place)
-        assert str(workspace.project_root().name) in workspace.versions()
+        assert str(workspace.project_root().name) in checks.versions()
 
 
 def test_a_link_to_the_course_is_no_other_copy(tmp_path, monkeypatch):
@@ -674,7 +677,7 @@ def test_a_link_to_the_course_is_no_other_copy(tmp_path, monkeypatch):
     except OSError:
         pytest.skip("links cannot be made here: run it on Linux or macOS, or as an administrator")
     monkeypatch.chdir(tmp_path / "link" / "notebooks")
-    assert workspace.versions()
+    assert checks.versions()
 
 
 def test_a_tilde_is_the_home_folder_for_run_folder_and_data(tmp_path, monkeypatch):
@@ -693,31 +696,41 @@ def test_a_tilde_is_the_home_folder_for_run_folder_and_data(tmp_path, monkeypatc
 @needs_linux
 def test_cores_are_those_of_the_affinity_and_of_the_limit(monkeypatch):
     allowed = os.sched_getaffinity(0)
-    assert 1 <= workspace.usable_cores() <= len(allowed)
+    assert 1 <= joblib.cpu_count() <= len(allowed)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert workspace.usable_cores() == 1
+        assert joblib.cpu_count() == 1
     finally:
         os.sched_setaffinity(0, allowed)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    assert workspace.usable_cores() == 1
+    assert joblib.cpu_count() == 1
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """A function that lets seconds pass on eight cores, some of them used by others, and gives torch's threads."""
-    clock = np.zeros(3)  # seconds: passed, computed by all, by this process
+    clock = np.zeros(3)  # seconds: passed, computed by others, by this process
+    looked = np.zeros(3)  # the same when psutil was last asked
+
+    def percent():
+        passed, others, own = clock - looked
+        looked[:] = clock
+        busy = 100 * (others + own) / passed
+        shares["own"] = 100 * own / passed
+        return [busy / 8] * 8
 
     def after(seconds, others=0.0, own=0.0):
-        clock[:] += seconds * np.array([1, others + own, own])
+        clock[:] += seconds * np.array([1, others, own])
         workspace.spare_threads()
         return torch.get_num_threads()
 
-    monkeypatch.setattr(workspace, "cpu_seconds", clock.copy)
+    shares = {}
+    process = SimpleNamespace(cpu_percent=lambda: shares["own"], cpu_affinity=lambda: range(8))
+    monkeypatch.setattr(workspace.psutil, "cpu_percent", lambda percpu: percent())
+    monkeypatch.setattr(workspace, "PROCESS", process)
     monkeypatch.setattr(workspace.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(workspace, "own_cores", lambda: range(8))
-    monkeypatch.setattr(workspace, "usable_cores", lambda: 8)
-    monkeypatch.setattr(workspace, "THREADS", {"seen": clock.copy(), "given": None, "allowed": None})
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workspace, "THREADS", {"looked": 0.0, "given": None, "allowed": None})
     yield after
     torch.set_num_threads(1)
 
@@ -746,7 +759,7 @@ def test_a_number_of_threads_that_somebody_chooses_is_the_new_limit(machine, mon
     assert machine(1) == 4
     torch.set_num_threads(3)
     assert machine(1) == machine(1) == 3
-    monkeypatch.setattr(workspace, "usable_cores", lambda: 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     torch.set_num_threads(6)
     assert machine(1) == machine(1) == 2
 

@@ -98,10 +98,10 @@ def test_a_grid_gives_every_combination_over_the_values_of_its_preset(tmp_path):
     combinations, varied = sweep.read_grid(grid)
     assert varied == ["learning_rate", "seed"] and len(combinations) == 6
     laptop = lessons.read_preset("laptop")
-    for values in combinations:
+    for values in combinations.values():
         assert values["epochs"] == 7 and values["width"] == laptop["width"] and values["data"] == "phantom"
-    names = {sweep.run_name(values, varied) for values in combinations}
-    assert len(names) == 6 and "learning_rate=0.001,seed=2" in names
+    chosen = combinations["learning_rate=0.001,seed=2"]
+    assert (chosen["learning_rate"], chosen["seed"]) == (0.001, 2)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_the_problem_of_one_combination(tmp_p
 def test_two_sweeps_in_one_folder_are_refused_in_one_sentence(tmp_path, pairs):
     grid = write_grid(tmp_path, data=str(pairs[0]), **TINY)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(FetalsegError, match="wait for it") as error:
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(FetalsegError, match="wait, or choose another") as error:
         sweep.sweep(grid, tmp_path / "out")
     assert "\n" not in str(error.value)
 

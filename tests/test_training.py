@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification, workspace
-from fetalseg_helpers.running import lessons, widgets
+from fetalseg_helpers.running import lessons, trials, widgets
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -267,37 +267,6 @@ def test_validation_cuts_at_a_probability_of_a_half():
     assert dice == pytest.approx(2 / 3)
 
 
-def test_a_short_fit_learns_its_rows_and_takes_the_settings(prepared):
-    dataset = data_set(prepared, "train")
-    chosen = training.Settings(batch_size=3, learning_rate=8e-2, seed=1)
-    before, after = network_of(), network_of()
-    training.train_briefly(after, dataset, range(3), 50, chosen)
-    assert not after.training
-    seen = Subset(dataset, range(3))
-    scores = [training.validate(one, seen, training.combined_loss)[1] for one in (before, after)]
-    assert scores[1] > max(0.85, scores[0])
-    again = training.train_briefly(network_of(), dataset, range(3), 50, chosen)
-    torch.testing.assert_close(dict(again.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
-    slow = replace(chosen, learning_rate=1e-12, schedule="constant")
-    still = training.train_briefly(network_of(), dataset, range(3), 1, slow)
-    torch.testing.assert_close(still.last.weight, network_of().last.weight)
-    weighted = (replace(chosen, bce_weight=weight) for weight in (0, 5))
-    one, other = (training.train_briefly(network_of(), dataset, range(3), 1, values) for values in weighted)
-    assert not torch.equal(one.last.weight, other.last.weight)
-
-
-def test_a_short_fit_finishes_its_last_epoch_and_varies_each_anew(prepared):
-    seen = []
-
-    def record(image, mask, rng):
-        seen.append(rng.integers(2**62))
-        return image, mask
-
-    dataset = data_set(prepared, "train", augmentation=record)
-    training.train_briefly(network_of(), dataset, range(5), 3, training.Settings(batch_size=3))
-    assert len(seen) == len(set(seen)) == 10  # 3 steps are at least two epochs of two batches
-
-
 # Trainings in a run folder
 
 
@@ -487,7 +456,7 @@ def test_one_step_of_the_reference_preset_on_an_unscaled_frame(tmp_path):
     preprocessing.ensure_prepared(tmp_path / "run", **canvas, data=str(tmp_path / "malignant"), seed=0)
     settings = training.Settings.of(preset)
     loop = training.Trainer(tmp_path / "run", settings)
-    assert unet.count_parameters(loop.network) == 31_030_593
+    assert sum(values.numel() for values in loop.network.parameters()) == 31_030_593
     before = copy.deepcopy(loop.network.state_dict())
     loader = DataLoader(Subset(loop.train_set, [0]), 1)  # of its four: eight gigabytes less
     images, masks = next(iter(loader))
@@ -830,21 +799,21 @@ def test_a_loop_that_is_interrupted_while_saving_and_run_again_ends_bit_by_bit_a
     run_dir, uninterrupted, monkeypatch, epoch, place
 ):
     train(run_dir, replace(SMALL, epochs=1, seed=2))  # an older training, which must not be gone on with
-    real = training.Trainer.write_history, training.save_checkpoint
+    write_table, save_checkpoint = workspace.write_table, training.save_checkpoint
 
-    def write_history(self, rows):
-        real[0](self, rows)
-        if len(rows) == epoch and place == "history.csv":
+    def interrupted_table(path, table):
+        write_table(path, table)
+        if len(table) == epoch and path.name == place:
             raise KeyboardInterrupt
 
-    def save_checkpoint(path, state):
+    def interrupted_checkpoint(path, state):
         if state["epoch"] == epoch and path.name == place:
             raise KeyboardInterrupt
-        real[1](path, state)
+        save_checkpoint(path, state)
 
     loop = training.Trainer(run_dir, SMALL)
-    monkeypatch.setattr(training.Trainer, "write_history", write_history)
-    monkeypatch.setattr(training, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(workspace, "write_table", interrupted_table)
+    monkeypatch.setattr(training, "save_checkpoint", interrupted_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         list(loop.epochs())
     monkeypatch.undo()
@@ -995,7 +964,7 @@ def test_a_checkpoint_that_is_needed_is_trained_once_and_never_replaced(run_dir,
     before = files_of(run_dir)
     for settings in (chosen, None, replace(chosen, seed=4, base_channels=5)):  # whoever needs it takes what is there
         network, state = training.ensure_checkpoint(run_dir, settings)
-        assert state["sha256"] == made["sha256"] and unet.count_parameters(network) > 0
+        assert state["sha256"] == made["sha256"] and isinstance(network, unet.UNet)
     assert capsys.readouterr().out == "" and files_of(run_dir) == before
 
 
@@ -1128,3 +1097,37 @@ def test_a_full_disk_while_saving_gives_one_sentence_and_leaves_the_old_checkpoi
     assert not list(run_dir.glob(".unfinished-*"))
     list(loop.epochs())
     assert_same_run(run_dir, uninterrupted)
+
+
+# small trainings
+
+
+def test_a_short_fit_learns_its_rows_and_takes_the_settings(prepared):
+    dataset = data_set(prepared, "train")
+    chosen = training.Settings(batch_size=3, learning_rate=8e-2, seed=1)
+    before, after = network_of(), network_of()
+    trials.train_briefly(after, dataset, range(3), 50, chosen)
+    assert not after.training
+    seen = Subset(dataset, range(3))
+    scores = [training.validate(one, seen, training.combined_loss)[1] for one in (before, after)]
+    assert scores[1] > max(0.85, scores[0])
+    again = trials.train_briefly(network_of(), dataset, range(3), 50, chosen)
+    torch.testing.assert_close(dict(again.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
+    slow = replace(chosen, learning_rate=1e-12, schedule="constant")
+    still = trials.train_briefly(network_of(), dataset, range(3), 1, slow)
+    torch.testing.assert_close(still.last.weight, network_of().last.weight)
+    weighted = (replace(chosen, bce_weight=weight) for weight in (0, 5))
+    one, other = (trials.train_briefly(network_of(), dataset, range(3), 1, values) for values in weighted)
+    assert not torch.equal(one.last.weight, other.last.weight)
+
+
+def test_a_short_fit_finishes_its_last_epoch_and_varies_each_anew(prepared):
+    seen = []
+
+    def record(image, mask, rng):
+        seen.append(rng.integers(2**62))
+        return image, mask
+
+    dataset = data_set(prepared, "train", augmentation=record)
+    trials.train_briefly(network_of(), dataset, range(5), 3, training.Settings(batch_size=3))
+    assert len(seen) == len(set(seen)) == 10  # 3 steps are at least two epochs of two batches

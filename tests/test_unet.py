@@ -1,5 +1,6 @@
 """The network: its size, its shapes, its skips, its layout in memory, and the sizes that it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,16 @@ def expected_parameters(base, depth, batch):
     return total
 
 
+def count_parameters(network):
+    return sum(values.numel() for values in network.parameters())
+
+
 def test_the_default_network_has_exactly_31_030_593_parameters():
     with torch.device("meta"):
         network = unet.UNet()
     assert network.first.layers[0].in_channels == 1
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    assert unet.count_parameters(network) == 31_030_593 == expected_parameters(64, 4, False)
+    assert count_parameters(network) == 31_030_593 == expected_parameters(64, 4, False)
 
 
 @few
@@ -49,14 +54,7 @@ def test_the_default_network_has_exactly_31_030_593_parameters():
 def test_the_number_of_parameters_follows_the_formula(base, depth, normalisation):
     with torch.device("meta"):
         network = unet.UNet(base, depth, normalisation)
-    assert unet.count_parameters(network) == expected_parameters(base, depth, normalisation == "batch")
-
-
-def test_frozen_values_are_not_counted():
-    network = small()
-    whole = unet.count_parameters(network)
-    network.last.requires_grad_(False)
-    assert whole - unet.count_parameters(network) == 4 + 1
+    assert count_parameters(network) == expected_parameters(base, depth, normalisation == "batch")
 
 
 @few
@@ -68,7 +66,6 @@ def test_the_output_has_the_size_of_the_input_and_one_channel(base, depth, rows,
 
 
 def test_a_size_that_does_not_divide_is_refused_with_the_two_nearest_that_do():
-    assert unet.nearest_divisible(540, 4) == (528, 544)
     with pytest.raises(FetalsegError, match=r"800 × 540 .* 2\^4 = 16: use 800 × 528 or 800 × 544"):
         unet.check_divisible(540, 800, 4)
     with pytest.raises(FetalsegError, match="use 48 × 32 or 52 × 32"):
@@ -76,12 +73,20 @@ def test_a_size_that_does_not_divide_is_refused_with_the_two_nearest_that_do():
 
 
 @few
-@given(st.integers(1, 700), st.integers(1, 7))
-def test_the_nearest_sizes_divide_and_enclose(size, depth):
-    low, high = unet.nearest_divisible(size, depth)
-    assert low % 2**depth == high % 2**depth == 0
-    assert low <= size <= high < low + 2 ** (depth + 1)
-    assert (low == size) == (high == size) == (size % 2**depth == 0)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 7))
+def test_a_size_passes_or_those_that_are_proposed_divide_and_enclose_it(height, width, depth):
+    step = 2**depth
+    if height % step == width % step == 0:
+        unet.check_divisible(height, width, depth)
+        return
+    with pytest.raises(FetalsegError) as refusal:
+        unet.check_divisible(height, width, depth)
+    proposed = re.findall(r"(\d+) × (\d+)", str(refusal.value).split("use")[1])
+    sizes = [(int(rows), int(columns)) for columns, rows in proposed]
+    assert all(rows % step == columns % step == 0 for rows, columns in sizes)
+    assert sizes[-1][0] - step < height <= sizes[-1][0] and sizes[-1][1] - step < width <= sizes[-1][1]
+    if len(sizes) == 2:
+        assert sizes[0][0] <= height < sizes[0][0] + step and sizes[0][1] <= width < sizes[0][1] + step
 
 
 def test_a_refusal_never_proposes_a_size_of_0():

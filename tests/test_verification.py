@@ -75,14 +75,6 @@ def test_an_unreadable_file_and_a_size_are_named_in_the_reason(phantom_findings,
     assert f"{planted['missing_mask'][0]}.png" in details["missing_mask", planted["missing_mask"][0]]
 
 
-def test_the_count_lists_every_check_also_without_a_finding(phantom_findings):
-    findings = phantom_findings[0]
-    counts = verification.count_findings(findings)
-    assert list(counts.index) == list(CHECKS) and counts.found.sum() == len(findings)
-    assert counts.found["orphan_mask"] == 1 and counts.found["duplicate_image"] == 0
-    assert verification.count_findings(findings.iloc[:0]).found.eq(0).all()
-
-
 # single checks
 
 
@@ -233,19 +225,12 @@ def test_a_mask_of_one_corner_pixel_and_of_the_whole_frame():
 
 
 @pytest.mark.parametrize(
-    ("place", "fraction", "near"),
-    [
-        ((0.5, 0.5), 0.05, False),
-        ((0.049, 0.5), 0.05, True),
-        ((0.5, 0.951), 0.05, True),
-        ((0.951, 0.5), 0.05, True),
-        ((0.06, 0.94), 0.05, False),
-        ((0.06, 0.5), 0.1, True),
-        ((0.01, 0.01), 0, False),
-    ],
+    ("x", "y", "fraction", "near"),
+    [(40, 30, 0.05, False), (24, 30, 0.25, False), (24, 30, 0.35, True), (56, 30, 0.35, True), (40, 42, 0.35, True)],
 )
-def test_near_the_border_is_within_the_fraction_of_any_edge(place, fraction, near):
-    assert verification.is_near_border(*place, fraction) == near
+def test_near_the_border_is_within_the_fraction_of_any_edge(tmp_path, x, y, fraction, near):
+    save_pair(tmp_path, "a", frame(1), drawn_outline(x=x, y=y))  # 80 × 60, so that 24 and 56 are 30 % from an edge
+    assert ("near_border" in set(check(tmp_path, border=fraction)[0].check)) == near
 
 
 def test_the_fraction_for_the_border_is_handed_through(tmp_path):

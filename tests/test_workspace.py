@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -187,49 +186,8 @@ def test_a_picture_comes_back_pixel_by_pixel_from_any_path(tmp_path):
     assert np.array_equal(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED), image)
 
 
-def test_a_picture_without_pixels_is_refused_and_named(tmp_path):
-    with pytest.raises(FetalsegError, match=r"empty\.png could not be encoded"):
-        workspace.write_png(tmp_path / "empty.png", np.zeros((0, 0), np.uint8))
-    assert names(tmp_path) == []
-
-
-# self-checks
-
-
-def test_a_self_check_prints_every_promise_and_names_the_first_that_is_broken(capsys):
-    workspace.self_check({"the sky is blue": True, "it rains": True})
-    assert capsys.readouterr().out == "yes the sky is blue\nyes it rains\n"
-    with pytest.raises(AssertionError, match="self-check failed: it rains"):
-        workspace.self_check({"the sky is blue": True, "it rains": False, "it snows": False})
-    assert capsys.readouterr().out == "yes the sky is blue\nNO  it rains\nNO  it snows\n"
-
-
-def test_a_hope_may_be_broken_but_is_said(capsys):
-    workspace.self_check({"it rains": False}, hopes=["it rains"])
-    assert capsys.readouterr().out == "NO  it rains\n"
-
-
 # the machine
-
-
-def test_seeding_repeats_all_three_random_sources():
-    def draw():
-        workspace.seed_everything(5)
-        return random.random(), np.random.random(), torch.rand(1).item()
-
-    assert draw() == draw()
 
 
 def test_the_chosen_device_can_calculate():
     assert torch.ones(2, device=workspace.choose_device()).sum().item() == 2
-
-
-def test_the_versions_line_names_all_that_a_result_depends_on(monkeypatch):
-    monkeypatch.chdir(workspace.project_root() / "notebooks")
-    line = workspace.versions()
-    assert "\n" not in line
-    assert all(
-        f"{name} " in line for name in ("fetalseg", "Python", "torch", "numpy", "matplotlib", "pandas", "OpenCV")
-    )
-    assert f"numpy {np.__version__}" in line and f"OpenCV {cv2.__version__}" in line
-    assert f"in {workspace.project_root()}," in line or "in ~/" in line

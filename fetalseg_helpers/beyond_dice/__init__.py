@@ -1,6 +1,6 @@
-"""What Dice does not say: borders, circumference, calibration, robustness, comparison (notebook 8, `evaluate`).
+"""What Dice does not say: borders, circumference, robustness, comparison (notebooks 6 and 8, `evaluate`).
 
 Read `scores` first, the list that notebook 6 hands to `evaluation.score_pairs`; it leads to `borders` and
 `circumference`. `summaries` and `model_card` say what a table of scores means, `folders` scores masks of anybody.
-`baselines`, `calibration` and `robustness` each ask one more question.
+`baselines` and `robustness` each ask one more question; calibration is measured on notebook 8's own page.
 """

@@ -1,9 +1,10 @@
 """Predictions without a network: what every network has to beat before it may say that it has learnt something."""
 
 import numpy as np
+from scipy.stats import circmean
 
 from fetalseg_helpers.ellipses import Ellipse, border_ellipse, draw_ellipse
-from fetalseg_helpers.evaluation import filled_component
+from fetalseg_helpers.evaluation import cut
 from fetalseg_helpers.preprocessing import from_canvas
 from fetalseg_helpers.workspace import cv2
 
@@ -15,11 +16,10 @@ def mean_ellipse(masks):
     """
     found = [border_ellipse(np.asarray(mask)) for mask in masks]
     x, y, first, second, angle = np.array([ellipse for ellipse in found if ellipse is not None]).T
-    doubled = 2 * np.radians(np.where(first >= second, angle, angle + 90))  # an axis has no head and no tail
-    direction = np.arctan2(np.sin(doubled).mean(), np.cos(doubled).mean()) / 2
     long = np.maximum(first, second).mean()
     short = np.minimum(first, second).mean()
-    return Ellipse(x.mean(), y.mean(), long, short, float(np.degrees(direction)))
+    angles = np.where(first >= second, angle, angle + 90)  # of the long axes, which have no head and no tail
+    return Ellipse(x.mean(), y.mean(), long, short, circmean(angles, high=180))
 
 
 def otsu(image):
@@ -30,7 +30,7 @@ def otsu(image):
     smooth = cv2.GaussianBlur(image, (0, 0), across / 200)
     _, mask = cv2.threshold(smooth, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, small)
-    return filled_component(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, large))
+    return cut(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, large), 1, "filled")
 
 
 def make_baselines(masks, canvas):

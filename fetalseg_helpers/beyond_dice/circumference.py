@@ -10,7 +10,8 @@ from fetalseg_helpers import loading
 from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, border_ellipse, ellipse_perimeter
 from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder
 
-HC18_COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")  # of training_set_pixel_size_and_HC.csv
+# The columns of training_set_pixel_size_and_HC.csv, and their names here
+HC18_NAMES = {"filename": "image_id", "pixel size(mm)": "pixel_mm", "head circumference (mm)": "head_circumference_mm"}
 
 
 def head_circumference(mask):
@@ -36,9 +37,8 @@ def read_pixel_sizes(path):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FetalsegError(f"{path} cannot be read as a table of pixel sizes: {reason}.") from error
-    for theirs, ours in zip(HC18_COLUMNS, loading.PIXEL_SIZE_COLUMNS, strict=True):
-        if ours not in table.columns:
-            table = table.rename(columns={theirs: ours})
+    table = table.rename(columns={theirs: ours for theirs, ours in HC18_NAMES.items() if ours not in table.columns})
+    for theirs, ours in HC18_NAMES.items():
         if ours not in table.columns and ours != "head_circumference_mm":
             raise FetalsegError(
                 f"{path} has no column '{ours}' or '{theirs}': give a row per image with its name and pixel size in mm."

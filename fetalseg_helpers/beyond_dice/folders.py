@@ -9,13 +9,14 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 
 from fetalseg_helpers import evaluation, loading, preprocessing
 from fetalseg_helpers.beyond_dice import circumference, summaries
 from fetalseg_helpers.beyond_dice.scores import complete, every_score
-from fetalseg_helpers.workspace import FetalsegError, shown, usable_cores, write_json, write_table
+from fetalseg_helpers.workspace import FetalsegError, shown, write_json, write_table
 
 ENDINGS = r"_(?:pred|prediction|predicted|mask|seg|segmentation|annotation)$"  # of a stem, beyond the image's name
 MASKED = r"_(?:mask|seg|segmentation)$"  # endings that only true masks have, where masks and predictions lie together
@@ -83,14 +84,14 @@ def read_mask(path):
 
 def score_one(name, mine, theirs, scores, pixel_mm):
     """The scores of one prediction, {} where it has none; and problems as rows of `PROBLEM_COLUMNS`."""
-    path = mine
-    try:
-        prediction, grey = read_mask(path)
-        path = theirs
-        truth, _ = read_mask(path)
-    except FetalsegError as error:
-        reason = str(error).removeprefix(shown(path)).strip(" .")
-        return {}, [(name, "unreadable", shown_as_named(path), reason)]
+    masks = []
+    for path in (mine, theirs):
+        try:
+            masks.append(read_mask(path))
+        except FetalsegError as error:
+            reason = str(error).removeprefix(shown(path)).strip(" .")
+            return {}, [(name, "unreadable", shown_as_named(path), reason)]
+    (prediction, grey), (truth, _) = masks
     file = shown_as_named(mine)
     if prediction.shape != truth.shape:
         sizes = [f"{width} × {height}" for height, width in (prediction.shape, truth.shape)]
@@ -101,7 +102,7 @@ def score_one(name, mine, theirs, scores, pixel_mm):
     if grey:
         left = "" if prediction.any() else ": nothing is left. Write labels as 0 and 255"
         problems.append((name, "grey values", file, f"has more than two values, and was cut at 128{left}"))
-    if preprocessing.is_line(evaluation.largest_component(prediction)):
+    if preprocessing.is_line(evaluation.cut(prediction, 1, "largest")):
         problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))
     row = {"image_id": name}
     for score in scores:
@@ -118,15 +119,15 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     scores = every_score(tolerance)
     pixel_mm = {} if sizes is None else sizes.pixel_mm
     rows = []
-    with ThreadPoolExecutor(usable_cores()) as pool:  # reading and distances run outside of Python's lock
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # reading and distances run outside of Python's lock
         for row, noticed in pool.map(lambda match: score_one(*match, scores, pixel_mm), matched):
             if row:
                 rows.append(row)
             problems += noticed
     problems.sort(key=lambda problem: loading.natural_order(problem[0]))
     if not rows:
-        first = f": {problems[0][2]} {problems[0][3]}" if problems else ""
-        raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}{first}.")
+        _, _, file, detail = problems[0]
+        raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}: {file} {detail}.")
     table = pd.DataFrame(rows)
     names = {row[0] for row in [*matched, *problems]}  # frames that are not scored tell who follows whom
     table["examination"] = table.image_id.map(loading.find_examinations(sorted(names)))
@@ -142,18 +143,13 @@ def writable(table):
 def write_scores(out, scores, problems, tolerance):
     """Write `metrics.csv`, `metrics.json` and `problems.csv`; returns the summary."""
     unscored = int(problems.problem.isin(UNSCORED).sum())
-    summary = summaries.summarise(scores)
-    summary |= {"masks": len(scores) + unscored, "unscored": unscored, "tolerance_px": tolerance}
+    masks = len(scores) + unscored
+    summary = summaries.summarise(scores) | {"masks": masks, "unscored": unscored, "tolerance_px": tolerance}
     if unscored:
-        summary["mean_dice_unscored_as_0"] = round(scores.dice.sum() / (len(scores) + unscored), 4)
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FetalsegError(f"{out} cannot be made a folder ({error.strerror}): choose another --out.") from error
-    write_table(out / "metrics.csv", scores)
-    write_table(out / "problems.csv", problems)
-    write_json(out / "metrics.json", summary)
+        summary["mean_dice_unscored_as_0"] = round(scores.dice.sum() / masks, 4)
+    write_table(Path(out) / "metrics.csv", scores)
+    write_table(Path(out) / "problems.csv", problems)
+    write_json(Path(out) / "metrics.json", summary)
     return summary
 
 

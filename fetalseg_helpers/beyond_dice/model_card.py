@@ -1,17 +1,24 @@
 """A model card (Mitchell et al. 2019), written from what a run measured: trained on what, how good, not for what."""
 
+import platform
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
 from fetalseg_helpers import loading, training, verification
 from fetalseg_helpers.beyond_dice import circumference, summaries
 from fetalseg_helpers.beyond_dice.scores import METRICS
-from fetalseg_helpers.workspace import FetalsegError, read_json, run_folder, versions, write_text
+from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, run_folder, write_text
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-FAILURES = 5  # worst images that are listed
 FORMS = {"dice": "{:.3f}", "hd95_px": "{:.0f}", "area_error_percent": "{:+.0f}"}  # of what is listed of them
+LICENCES = {
+    "kaggle": "Ultrasound Fetus Dataset, Anitha A., Mendeley Data 2024, doi 10.17632/yrzzw9m6kk, CC BY 4.0; "
+    "its malignant class is HC18's training set, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
+    "hc18": "HC18, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
+}
 WHAT_THE_MASKS_ARE = """\
 The data set calls the regions tumors, and so does this project: tumor (1), background (0). They are outlines of the
 fetal head from the HC18 challenge: 999 files named `*_HC`, all of them ellipses, whose circumferences equal HC18's
@@ -36,9 +43,9 @@ def describe_data(asked, pairs):
             f"**{asked['phantoms']} phantoms**, simulated frames. The scores below show that everything works; they "
             "are no result, and say nothing about real frames."
         )
-    known = f"If it is the Kaggle data set: {loading.LICENCES['kaggle']}"
+    known = f"If it is the Kaggle data set: {LICENCES['kaggle']}"
     own = f"A folder of the user's, `{Path(asked['root']).name}`, whose licence its maker has to state. {known}"
-    return f"{len(pairs)} pairs. {loading.LICENCES.get(asked['data'], own)}"
+    return f"{len(pairs)} pairs. {LICENCES.get(asked['data'], own)}"
 
 
 def write_model_card(run_dir):
@@ -65,7 +72,7 @@ def write_model_card(run_dir):
     parts = [markdown_table(summaries.summary_table(metrics))]
     if sentence := circumference.describe_agreement(scores):
         parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
-    worst = scores.sort_values("dice").head(FAILURES).set_index("image_id")
+    worst = scores.sort_values("dice").head(5).set_index("image_id")
     columns = {METRICS[name].label: worst[name].map(form.format) for name, form in FORMS.items() if name in worst}
     text = TEMPLATE.read_text(encoding="utf-8").format(
         asked=asked,
@@ -81,7 +88,8 @@ def write_model_card(run_dir):
         scores="\n\n".join(parts),
         below=int((scores.dice < 0.9).sum()),
         failures=markdown_table(pd.DataFrame(columns)),
-        versions="Python " + versions().rpartition(", Python ")[2],  # without the course's folder on this machine
+        versions=f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
+        f"pandas {pd.__version__}, OpenCV {cv2.__version__}",
     )
     write_text(folder / "model_card.md", text)
     return folder / "model_card.md"

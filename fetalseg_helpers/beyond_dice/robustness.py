@@ -3,9 +3,7 @@
 from collections import namedtuple
 
 import numpy as np
-import pandas as pd
 
-from fetalseg_helpers import evaluation, preprocessing
 from fetalseg_helpers.workspace import cv2
 
 DYNAMIC_RANGE = 60  # dB from black to white, a usual setting: so a change of the gain becomes one of the grey levels
@@ -71,28 +69,3 @@ CORRUPTIONS = {
 def corrupt(name, image, mask, strength, seed=0):
     """A frame and its mask, made worse in the way `name`; the same seed gives the same grains and corners."""
     return CORRUPTIONS[name].change(image, mask, strength, np.random.default_rng(seed))
-
-
-def robustness_table(predict, pairs):
-    """Dice on images made worse in every way of `CORRUPTIONS`, at every strength.
-
-    `predict` and `pairs` are those of `evaluation.score_pairs`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `corruption, strength, dice` (the mean over images) and `lost` (images below 0.5); strength 0 is the image as
-        it is. An image from which a crop leaves no tumor is left out there.
-    """
-    scores = {}
-    for number, pair in enumerate(pairs.itertuples()):
-        image, mask = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        plain = evaluation.dice_score(predict(image), mask)
-        for name, (_, strengths, _) in CORRUPTIONS.items():
-            scores.setdefault((name, 0), []).append(plain)
-            for strength in strengths:
-                worse, left = corrupt(name, image, mask, strength, seed=number)
-                if left.any():
-                    scores.setdefault((name, strength), []).append(evaluation.dice_score(predict(worse), left))
-    rows = [(*way, np.mean(dice), int(np.sum(np.less(dice, 0.5)))) for way, dice in scores.items()]
-    return pd.DataFrame(rows, columns=["corruption", "strength", "dice", "lost"])

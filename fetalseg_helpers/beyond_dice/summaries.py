@@ -14,10 +14,11 @@ def summarise(scores, draws=2000, seed=0):
     Returns
     -------
     dict
-        As `evaluation.summarise`; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`,
+        Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is
+        the worst; how many images and examinations; in how many a mask was empty; Dice and IoU of all pixels pooled, in
+        which large heads weigh more; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`,
         `median`, `worst`, what 95 % of the images are at least as good as (`percentile_5`; of errors, which are better
-        the smaller, `percentile_95` of their size), `interval_95` of the mean, from a bootstrap over examinations, and
-        the number of `images` that have it.
+        the smaller, `percentile_95` of their size), `interval_95` of the mean, and the number of `images` that have it.
     """
     table = {}
     for name, metric in METRICS.items():
@@ -35,7 +36,24 @@ def summarise(scores, draws=2000, seed=0):
         interval = evaluation.bootstrap_interval(values, known.examination, draws, seed)
         table[name]["interval_95"] = [round(end, 4) for end in interval]
         table[name]["images"] = len(known)
-    return evaluation.summarise(scores, draws, seed) | {"scores": table}
+    summary = {}
+    for name in ("dice", "iou"):
+        summary[f"mean_{name}"] = table[name]["mean"]
+        summary[f"{name}_interval_95"] = table[name]["interval_95"]
+    pixels = scores.truth_pixels + scores.predicted_pixels
+    total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
+    return summary | {
+        "median_dice": table["dice"]["median"],
+        "worst_dice": table["dice"]["worst"],
+        "worst_image": scores.image_id[scores.dice.idxmin()],
+        "images": len(scores),
+        "examinations": scores.examination.nunique(),
+        "empty_predictions": int((scores.predicted_pixels == 0).sum()),
+        "empty_truths": int((scores.truth_pixels == 0).sum()),
+        "pooled_dice": round(2 * both / total, 4) if total else 1.0,
+        "pooled_iou": round(both / (total - both), 4) if total else 1.0,
+        "scores": table,
+    }
 
 
 def summary_table(summary):
@@ -44,10 +62,9 @@ def summary_table(summary):
     for name, numbers in summary["scores"].items():
         label, best = METRICS[name]
         form = "{:.3f}".format if best else "{:.2f}".format
-        low, high = numbers["interval_95"]
         rows[label] = {
             "mean": form(numbers["mean"]),
-            "95 % interval": f"{form(low)} to {form(high)}",
+            "95 % interval": " to ".join(map(form, numbers["interval_95"])),
             "SD": form(numbers["sd"]),
             "median": form(numbers["median"]),
             "5 % are beyond": form(numbers["percentile_5" if best else "percentile_95"]),

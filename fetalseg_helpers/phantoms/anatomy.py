@@ -6,12 +6,23 @@ table; the small print of shapes is drawn here, beside the shape. Of an ellipse,
 
 import numpy as np
 
-from fetalseg_helpers.ellipses import Ellipse, ellipse_coordinates, ellipse_distance
+from fetalseg_helpers.ellipses import Ellipse, ellipse_coordinates
 from fetalseg_helpers.phantoms.ultrasound import BEAMS, SAMPLES, amplitude, loss_per_pixel, polar_grid
 from fetalseg_helpers.workspace import cv2
 
 TISSUE_DB = -3.0  # level of maternal tissue, to which all other levels relate
 FLUID_ATTENUATION = 0.005  # dB/cm/MHz, of amniotic fluid
+
+
+def ellipse_distance(ellipse, x, y):
+    """Distance (px, first order) of points from an ellipse, negative inside, and the outward unit normal (x, y)."""
+    a, b, degrees = (np.float32(value) for value in ellipse[2:])
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    u, v = ellipse_coordinates(ellipse, x, y)
+    level = np.sqrt(u**2 + v**2) + np.float32(1e-6)
+    slope = np.sqrt((u / a) ** 2 + (v / b) ** 2) + np.float32(1e-9)
+    normal = (u / a * cosine - v / b * sine) / slope, (u / a * sine + v / b * cosine) / slope
+    return (level - 1) * level / slope, normal
 
 
 class Scene:
@@ -51,15 +62,16 @@ class Scene:
 def build_scene(examination, ellipse):
     """Lay everything on the polar grid of an examination, from the mother's skin to the fetal brain; a `Scene`."""
     scene = Scene(examination, ellipse)
-    wall = scene.values["layers"] * examination.sector.depth  # px, thickness of the abdominal wall
-    _maternal(scene, wall)
-    if scene.values["cavity"]:
-        _cavity(scene, scene.depth > wall)
-    for _ in range(int(scene.values["limbs"])):
-        _limb(scene)
-    if scene.values["trunk"]:
-        _trunk(scene)
-    _head(scene)
+    values, rng = scene.values, scene.rng
+    wall = values["layers"] * examination.sector.depth  # px, thickness of the abdominal wall
+    _maternal(scene, values, rng, wall)
+    if values["cavity"]:
+        _cavity(scene, values, rng, scene.depth > wall)
+    for _ in range(int(values["limbs"])):
+        _limb(scene, values, rng)
+    if values["trunk"]:
+        _trunk(scene, values, rng)
+    _head(scene, values, rng)
     return scene
 
 
@@ -73,17 +85,15 @@ def _blob(u, v, centre_u, centre_v, size_u, size_v):
     return ((u - centre_u) / size_u) ** 2 + ((v - centre_v) / size_v) ** 2
 
 
-def _maternal(scene, wall):
+def _maternal(scene, values, rng, wall):
     """Patches of tissue, the layers of the abdominal wall, what rings under the probe, where the probe lifts off."""
-    values, rng = scene.values, scene.rng
     kinds = np.argmax([scene.noise(4, 4) for _ in range(4)], axis=0)  # neighbouring tissues with uneven borders
     scene.echo += np.float32(values["patchiness"]) * rng.standard_normal(4, dtype=np.float32)[kinds]
     grain = np.clip(scene.noise(5, 5) + 1, 0.2, 2.5)  # some parts are coarser than others
     scene.echo += 4.0 * scene.noise(6, 6) + grain * (rng.uniform(1, 4) * scene.noise(40, 22))
     scene.echo += grain * rng.uniform(0, 3.5) * scene.noise(90, 14)
     layered = scene.depth < wall * (1 + 0.15 * scene.noise(2, 4))
-    stripes = scene.noise(110, 4) + 0.6 * scene.noise(50, 10)
-    scene.echo += np.where(layered, np.float32(values["stripes"]) * stripes, 0)
+    scene.echo += layered * np.float32(values["stripes"]) * (scene.noise(110, 4) + 0.6 * scene.noise(50, 10))
     scene.mirror += _ridge(scene.noise(36, 4), 0.08) * layered * amplitude(values["stripes"] - 6)  # fascia
     spacing = rng.uniform(5, 14)  # px, thickness of the matching layer and the gel
     for order in range(1, 6):
@@ -95,9 +105,8 @@ def _maternal(scene, wall):
     scene.attenuation[0] += values["shadow"] * blocked / to_loss
 
 
-def _cavity(scene, below):
+def _cavity(scene, values, rng, below):
     """Amniotic fluid with an uneven wall around the head, and the placenta that may line it, `below` the skin."""
-    values, rng = scene.values, scene.rng
     x, y, a, b, _ = scene.ellipse
     size = values["cavity_size"]
     wide, high = a * size, b * (1 + (size - 1) * rng.uniform(0.3, 1.0)) * rng.uniform(0.85, 1.1)
@@ -105,8 +114,7 @@ def _cavity(scene, below):
     centre_y = y - max(high - b, 0.15 * b) * rng.uniform(-0.6, 1)
     cavity = Ellipse(centre_x, centre_y, wide, high, rng.normal(0, 12))
     distance, normal = ellipse_distance(cavity, scene.x, scene.y)
-    uneven = scene.noise(4, 5) + 0.35 * scene.noise(12, 14)
-    distance = distance + np.float32(values["cavity_roughness"] * a) * uneven
+    distance = distance + np.float32(values["cavity_roughness"] * a) * (scene.noise(4, 5) + 0.35 * scene.noise(12, 14))
     if values["placenta"]:
         bearing = rng.uniform(-np.pi, np.pi)
         side = normal[0] * np.float32(np.cos(bearing)) + normal[1] * np.float32(np.sin(bearing))
@@ -133,36 +141,34 @@ def _part_beside(scene, sizes, gaps, ratios):
     return part, *ellipse_distance(part, scene.x, scene.y)
 
 
-def _limb(scene):
+def _limb(scene, values, rng):
     """A hand, an arm or a leg: a soft part with a bright bone in it, which throws a shadow."""
-    rng = scene.rng
     part, distance, _ = _part_beside(scene, sizes=(0.10, 0.42), gaps=(-0.1, 0.3), ratios=(0.35, 0.9))
     inside = distance < 0.15 * part.a * scene.noise(12, 12)
-    scene.fill(inside, TISSUE_DB + rng.uniform(-6, 6) + 3.5 * scene.noise(30, 20), scene.values["attenuation"])
+    scene.fill(inside, TISSUE_DB + rng.uniform(-6, 6) + 3.5 * scene.noise(30, 20), values["attenuation"])
     for _ in range(rng.integers(0, 4)):
         along = rng.uniform(0.15, 0.7) * part.a
         place = part.x + rng.normal(0, 0.4) * part.a, part.y + rng.normal(0, 0.3) * part.a
         bone = Ellipse(*place, along, along * rng.uniform(0.12, 0.5), part.angle + rng.normal(0, 25))
         distance, normal = ellipse_distance(bone, scene.x, scene.y)
         scene.mirror += _ridge(distance, 3) * scene.facing(normal) * amplitude(rng.uniform(0, 16))
-        scene.fill(distance < 0, TISSUE_DB + rng.uniform(0, 8), scene.values["bone_attenuation"])
+        scene.fill(distance < 0, TISSUE_DB + rng.uniform(0, 8), values["bone_attenuation"])
 
 
-def _trunk(scene):
+def _trunk(scene, values, rng):
     """The body, cut across beside the head: a round thing with a bright rim that is no head."""
-    rng = scene.rng
     part, distance, normal = _part_beside(scene, sizes=(0.6, 1.2), gaps=(-0.15, 0.2), ratios=(0.6, 0.95))
     distance = distance + 0.06 * part.a * scene.noise(8, 8)
-    scene.fill(distance < 0, TISSUE_DB + rng.uniform(-9, 4) + 3.0 * scene.noise(24, 20), scene.values["attenuation"])
+    scene.fill(distance < 0, TISSUE_DB + rng.uniform(-9, 4) + 3.0 * scene.noise(24, 20), values["attenuation"])
     rim = _ridge(distance, rng.uniform(3, 8)) * np.clip(0.6 + 0.6 * scene.noise(9, 9), 0, 1.6)
     scene.mirror += rim * scene.facing(normal) * amplitude(rng.uniform(-6, 12))
     organs = (scene.noise(14, 14) > 1.2) & (distance < -0.2 * part.a)
     scene.fill(organs, TISSUE_DB + rng.choice((-20.0, 8.0)))
 
 
-def _head(scene):
+def _head(scene, values, rng):
     """Scalp, skull and brain."""
-    values, rng, ellipse = scene.values, scene.rng, scene.ellipse
+    ellipse = scene.ellipse
     distance, normal = ellipse_distance(ellipse, scene.x, scene.y)
     u, v = ellipse_coordinates(ellipse, scene.x, scene.y)
     bearing = np.arctan2(v, u)
@@ -173,7 +179,7 @@ def _head(scene):
     scene.fill((distance > -wall) & (distance < scalp), TISSUE_DB - 5 + 2 * scene.noise(20, 20), values["attenuation"])
     inside = distance < -wall
     lay_brain = _early_brain if scene.examination.trimester == 1 else _late_brain
-    brain, lines = lay_brain(scene, u, v)
+    brain, lines = lay_brain(scene, values, rng, u, v)
     scene.fill(inside, brain, values["attenuation"] * values["brain_attenuation"])
     scene.mirror *= distance > 0  # nothing of what lies around shines through
     turn = np.radians(np.float32(ellipse.angle))
@@ -190,8 +196,8 @@ def _head(scene):
     scene.mirror += bone * patchy * scene.facing(normal) * amplitude(values["wall_mirror"])
     if values["double_line"]:
         inner = _ridge(distance + wall * np.float32(rng.uniform(1.5, 2.4)), 0.35 * wall)
-        inner = inner * np.clip(_around(rng, bearing, 8), 0, 1.5) * scene.facing(normal)
-        scene.mirror += inner * amplitude(values["wall_mirror"] - rng.uniform(5, 12))
+        inner = inner * np.clip(_around(rng, bearing, 8), 0, 1.5)
+        scene.mirror += inner * scene.facing(normal) * amplitude(values["wall_mirror"] - rng.uniform(5, 12))
     grazing = 1 - scene.cosine(normal)  # less is let through
     scene.attenuation += bone * np.float32(values["bone_attenuation"]) * (1 + 0.5 * grazing)
 
@@ -205,9 +211,8 @@ def _around(rng, bearing, waves):
     return np.interp(bearing, steps, curve).astype(np.float32)
 
 
-def _early_brain(scene, u, v):
+def _early_brain(scene, values, rng, u, v):
     """First trimester: two large ventricles filled with choroid plexus, the falx between them; u, v from -1 to 1."""
-    values, rng = scene.values, scene.rng
     echo = values["brain"] + 2.5 * scene.noise(16, 16) + 2.0 * scene.noise(40, 26)
     rough_u, rough_v = u + 0.09 * scene.noise(15, 15), v + 0.09 * scene.noise(15, 15)
     fluid = (rough_u**2 + rough_v**2 < rng.uniform(0.55, 0.85)) & (np.abs(rough_v) > 0.07)
@@ -222,9 +227,8 @@ def _early_brain(scene, u, v):
     return echo, falx * (np.abs(u) < 0.9)
 
 
-def _late_brain(scene, u, v):
+def _late_brain(scene, values, rng, u, v):
     """Second and third trimester: thalami, cavum, ventricles with choroid plexus, sulci, a broken midline."""
-    values, rng = scene.values, scene.rng
     texture = 2.5 * scene.noise(14, 14) + 2.0 * scene.noise(40, 26)
     echo = values["brain"] + texture + rng.uniform(0, 6) * np.exp(-_blob(u, v, 0, 0, 0.5, 0.45))
     rough_u, rough_v = u + 0.05 * scene.noise(16, 16), v + 0.05 * scene.noise(16, 16)

@@ -8,16 +8,16 @@ from collections import namedtuple
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import groupby, product
-from numbers import Integral
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
+import joblib
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fetalseg_helpers.ellipses import ellipse_perimeter
 from fetalseg_helpers.phantoms.frames import cut_pose, draw_examination, draw_frame
-from fetalseg_helpers.workspace import UNFINISHED, FetalsegError, cv2, remedy, remove, usable_cores
+from fetalseg_helpers.workspace import UNFINISHED, FetalsegError, cv2, remedy, remove
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SHARES = (0.73, 0.12, 0.15)
@@ -27,7 +27,6 @@ SUFFIXES = ("2HC", "3HC", "4HC")  # of all frames of an examination but its last
 EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, three, four frames
 RARE_DEFECTS = ("missing_mask", "orphan_mask", "empty_mask", "size_mismatch", "unreadable_image", "near_border")
 DEFECTS = {"split_folders_differ": 4, "open_outline": 2} | dict.fromkeys(RARE_DEFECTS, 1)  # how many a full set has
-SMALL_SET_DEFECTS = ("split_folders_differ", "open_outline", "missing_mask")  # one of each, from 12 to 39 frames
 CUT_HEADS = ("open_outline", "near_border")  # the frame's lower edge cuts through the head
 MOST_PROCESSES = 8  # each takes some 150 MB, and a disk takes no more frames at once
 
@@ -43,7 +42,7 @@ def set_entries(count, seed):
     not rise starts a new examination. Splits are drawn frame by frame, as in the real data set: they leak.
     """
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
-        if not isinstance(value, Integral) or value < least:
+        if not isinstance(value, int | np.integer) or value < least:
             raise FetalsegError(f"{name} is {value!r}: choose a whole number from {least} up.")
     rng = _random(seed, 0)
     ends = np.round(np.cumsum(SPLIT_SHARES) * count)
@@ -68,7 +67,7 @@ def planted_defects(count, seed):
     if count >= 40:
         numbers = DEFECTS | {"split_folders_differ": min(DEFECTS["split_folders_differ"], count // 40)}
     elif count >= 12:
-        numbers |= dict.fromkeys(SMALL_SET_DEFECTS, 1)
+        numbers |= {"split_folders_differ": 1, "open_outline": 1, "missing_mask": 1}
     fit = [entry.stem for entry in set_entries(count, seed) if entry.index == 0 or not entry.stem.endswith("_HC")]
     drawn = iter(_random(seed, 1).permutation(fit).tolist())
     return {kind: [next(drawn) for _ in range(number)] for kind, number in numbers.items()}
@@ -109,7 +108,7 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
     for kind, stems in planted_defects(count, seed).items() if defects else ():
         entries = [entry._replace(defect=kind) if entry.stem in stems else entry for entry in entries]
     examinations = [list(group) for _, group in groupby(entries, key=lambda entry: entry.examination)]
-    processes = min(processes or min(usable_cores(), MOST_PROCESSES), len(examinations))
+    processes = min(processes or min(joblib.cpu_count(), MOST_PROCESSES), len(examinations))
     sizes = [",".join(PIXEL_SIZE_COLUMNS)]
     with _unfinished(Path(os.path.abspath(folder))) as temporary:
         data = temporary / DATA_FOLDER
@@ -120,6 +119,8 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
             tasks.append(partial(_write_other, data, seed, changes, name, number))
         with closing(_results(tasks, processes)) as results:
             for rows in results:
+                if isinstance(rows, Exception):
+                    raise rows
                 sizes += rows
                 if rows and progress:
                     progress(len(sizes) - 1)
@@ -131,59 +132,56 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
 def _unfinished(folder):
     """An empty folder that nobody else writes to, which becomes `folder` when the block ends well, else nothing."""
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
+    lock = FileLock(f"{temporary}.lock", timeout=0)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{temporary}.lock", timeout=0) as lock:
-            try:
-                if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-                    raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
-                remove(temporary)  # what a process left that was killed
-                temporary.mkdir()
-                yield temporary
-                if folder.exists():
-                    folder.rmdir()
-                temporary.rename(folder)
-            finally:
-                remove(temporary)
-                with suppress(OSError):  # Windows does it on release
-                    Path(lock.lock_file).unlink()
+        lock.acquire()
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
+        remove(temporary)  # what a process left that was killed
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
     except Timeout:
         raise FetalsegError(f"{folder} is being written by another process: wait, or choose another folder.") from None
-    except (MemoryError, EOFError, pickle.UnpicklingError, cv2.error) as error:
+    except (MemoryError, cv2.error) as error:
         if isinstance(error, cv2.error) and "memory" not in str(error):
             raise
         cause = "memory is short, or a drawing process was killed; close other programs, or give processes=1"
         raise FetalsegError(f"{folder} could not be drawn: {cause}.") from error
     except OSError as error:
         raise FetalsegError(f"{folder} could not be written ({error.strerror or error}): {remedy(error)}.") from error
+    finally:
+        if lock.is_locked:
+            remove(temporary)
+            with suppress(OSError):  # Windows does it on release
+                Path(lock.lock_file).unlink()
+            lock.release()
 
 
 def _results(tasks, processes):
-    """Yield what the tasks return, in their order, done in this process or in several that are gone afterwards.
+    """Yield what the tasks return or raise, in their order, done here or by several processes that are gone afterwards.
 
     Each of them is in a session of its own, so that it does not hear of Ctrl-C, and ends when its stdin closes, as it
-    does when this process is killed. Pools of the standard library would live on.
+    does when this process is killed. Pools of the standard library and of joblib would live on.
     """
     if processes == 1:
         yield from (task() for task in tasks)
         return
     command = [sys.executable, "-c", f"from {__name__} import draw_here; draw_here()"]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    options = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "start_new_session": True}
     workers = []
     try:
         for number in range(processes):
-            try:
-                worker = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=variables, start_new_session=True)
-                workers.append(worker)
-                pickle.dump(tasks[number::processes], worker.stdin)
-                worker.stdin.flush()
-            except OSError as error:
-                raise MemoryError("a process could not be started") from error
+            workers.append(Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, **options))
+            pickle.dump(tasks[number::processes], workers[number].stdin)
+            workers[number].stdin.flush()
         for number in range(len(tasks)):
-            result = pickle.load(workers[number % processes].stdout)
-            if isinstance(result, Exception):
-                raise result
-            yield result
+            yield pickle.load(workers[number % processes].stdout)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise MemoryError("a process could not be started, or was killed") from error
     finally:
         for worker in workers:
             worker.kill()
@@ -214,33 +212,27 @@ def _write_other(data, seed, changes, name, number):
 
 
 def _write_examination(data, seed, changes, entries):
-    """Draw and write the frames of one examination; returns a row of `pixel_sizes.csv` for each."""
-    cut = any(entry.defect in CUT_HEADS for entry in entries)
-    rng = _random(seed, 2, entries[0].examination)
-    examination = draw_examination(rng, whole_sector=False if cut else None, changes=changes)
-    return [_write_frame(data, seed, examination, entry) for entry in entries]
-
-
-def _write_frame(data, seed, examination, entry):
-    """Draw and write image and outline of one frame, with its defect if it has one; returns its row of sizes."""
-    rng = _random(seed, 2, entry.examination, entry.index)
-    cut = entry.defect in CUT_HEADS
-    ellipse = cut_pose(rng, examination, near_border=entry.defect == "near_border") if cut else None
-    phantom = draw_frame(rng, examination, ellipse)
-    image = _png(phantom.image)
-    outlines = {"empty_mask": np.zeros_like(phantom.outline), "size_mismatch": phantom.outline[:-1]}
-    outline = _png(outlines.get(entry.defect, phantom.outline))
-    outline_split = entry.split
-    if entry.defect == "split_folders_differ":
-        outline_split = SPLITS[SPLITS.index(entry.split) - 1]
-    if entry.defect == "unreadable_image":
-        image = image[: len(image) // 5]
-    if entry.defect != "orphan_mask":
-        (data / entry.split / CLASSES[0] / f"{entry.stem}.png").write_bytes(image)
-    if entry.defect != "missing_mask":
-        (data / outline_split / CLASSES[0] / f"{entry.stem}_Annotation.png").write_bytes(outline)
-    circumference = ellipse_perimeter(phantom.ellipse.a, phantom.ellipse.b) * examination.pixel_size
-    return f"{entry.stem},{examination.pixel_size:.6f},{circumference:.2f}"
+    """Draw and write the frames of one examination with their defects; returns a row of `pixel_sizes.csv` for each."""
+    whole_sector = False if any(entry.defect in CUT_HEADS for entry in entries) else None
+    examination = draw_examination(_random(seed, 2, entries[0].examination), whole_sector, changes)
+    rows = []
+    for stem, number, index, split, defect in entries:
+        rng = _random(seed, 2, number, index)
+        ellipse = cut_pose(rng, examination, defect == "near_border") if defect in CUT_HEADS else None
+        phantom = draw_frame(rng, examination, ellipse)
+        if defect != "orphan_mask":
+            image = _png(phantom.image)
+            readable = len(image) // 5 if defect == "unreadable_image" else len(image)
+            (data / split / CLASSES[0] / f"{stem}.png").write_bytes(image[:readable])
+        if defect != "missing_mask":
+            outline = {"empty_mask": 0 * phantom.outline, "size_mismatch": phantom.outline[:-1]}
+            if defect == "split_folders_differ":
+                split = SPLITS[SPLITS.index(split) - 1]
+            path = data / split / CLASSES[0] / f"{stem}_Annotation.png"
+            path.write_bytes(_png(outline.get(defect, phantom.outline)))
+        circumference = ellipse_perimeter(phantom.ellipse.a, phantom.ellipse.b) * examination.pixel_size
+        rows.append(f"{stem},{examination.pixel_size:.6f},{circumference:.2f}")
+    return rows
 
 
 def _png(image):

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, Ellipse, ellipse_distance
+from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, Ellipse
 from fetalseg_helpers.phantoms import ultrasound
-from fetalseg_helpers.phantoms.anatomy import build_scene
+from fetalseg_helpers.phantoms.anatomy import build_scene, ellipse_distance
 from fetalseg_helpers.phantoms.ultrasound import BEAMS, HEIGHT, SAMPLES, WIDTH, Sector, amplitude
 from fetalseg_helpers.workspace import cv2
 
 FRAME_MARGIN = 8  # px between a whole head and the frame's edge
-APERTURE = 3.0  # beams: a wide aperture sees past the edge of an obstacle, so shadows have soft edges
 SCREEN_SIGMA = 0.8  # px: the screen's own resolution, added to the pulse's
-BAR_COLUMNS, BAR_ROWS, BAR_LEVEL, BAR_POWER = (3, 12), (24, 184), 243, 1.4  # the grey bar at the left edge
-SCREEN_COLUMNS = (3, 785)  # the scanner draws no echo outside these columns
-NOTCH = (692, 104)  # px: columns from, rows to, of the second box (upper right) that some zoomed frames have
+BAR_COLUMNS, BAR_ROWS = (3, 12), (24, 184)  # of the grey bar at the left edge
 CINE_ROWS = (519, 540)  # of the bar with the scanner's time line that a few frames have at the bottom
 
 
@@ -88,13 +85,12 @@ def draw_examination(rng, whole_sector=None, changes=None):
     a = float(np.clip(values["head_size"], 95, 320)) * values.get("head_shrink", 1.0)
     b = a * float(np.clip(values["axes_ratio"], 0.66, 0.96))
     turn = rng.uniform(-90, 90) if values["tilted"] else values["turn"]
-    x, y = values["centre_x"], values["centre_y"]
-    if values["whole_sector"]:
-        y = start + (end - start) * rng.uniform(0.42, 0.68)
+    y = start + (end - start) * rng.uniform(0.42, 0.68) if values["whole_sector"] else values["centre_y"]
     # Ramanujan's approximation (1914) of the perimeter: a phantom of one seed stays the same to the byte.
     perimeter = np.pi * (3 * (a + b) - np.sqrt((3 * a + b) * (a + 3 * b)))
     pixel_size = float(np.clip(values["circumference"], 57, 346) / perimeter)
-    return Examination(sector, Ellipse(x, y, a, b, turn), trimester, pixel_size, int(rng.integers(2**32)), values)
+    ellipse = Ellipse(values["centre_x"], y, a, b, turn)
+    return Examination(sector, ellipse, trimester, pixel_size, int(rng.integers(2**32)), values)
 
 
 def draw_pose(rng, examination):
@@ -155,41 +151,41 @@ def draw_frame(rng, examination=None, ellipse=None):
 def echoes(rng, examination, scene):
     """What the scanner makes of a scene, on the polar grid: float32 (samples, beams), 0 black to 1 white."""
     values, sector, pixel_size = examination.values, examination.sector, examination.pixel_size
-    per_attenuation = ultrasound.loss_per_pixel(1, values["frequency"], pixel_size)
-    time_gain = values["time_gain"] * per_attenuation  # dB/px
-    level = ultrasound.level_along_beam(scene.attenuation * np.float32(per_attenuation), sector, time_gain)
-    heard = amplitude(cv2.GaussianBlur(level, (0, 0), sigmaX=APERTURE, sigmaY=0.3))
     step = sector.depth / SAMPLES  # px
+    pitch = (sector.radius + sector.depth / 2) * 2 * sector.half_angle / BEAMS  # px between beams, half-way down
     # There and back, a pulse is drawn half as long as it is; a focused beam is f-number wavelengths wide.
     pulse = ultrasound.gaussian_sigma(values["cycles"] / 2, values["frequency"], pixel_size)
     beam = ultrasound.gaussian_sigma(values["f_number"], values["frequency"], pixel_size)
-    pitch = (sector.radius + sector.depth / 2) * 2 * sector.half_angle / BEAMS  # px between beams, half-way down
     axial = np.hypot(pulse, SCREEN_SIGMA) / step
-    lateral = np.hypot(beam, SCREEN_SIGMA) / pitch
-    lateral = np.clip(lateral, 0.5, 3.0) * np.linspace(0.8, 0.8 * values["beam_growth"], SAMPLES)
-    steady = (amplitude(scene.echo) * heard) ** 2
-    mirror = scene.mirror * heard
+    lateral = np.clip(np.hypot(beam, SCREEN_SIGMA) / pitch, 0.5, 3.0)
+    lateral = lateral * np.linspace(0.8, 0.8 * values["beam_growth"], SAMPLES)
+    per_attenuation = ultrasound.loss_per_pixel(1, values["frequency"], pixel_size)
+    time_gain = values["time_gain"] * per_attenuation  # dB/px
+    level = ultrasound.level_along_beam(scene.attenuation * np.float32(per_attenuation), sector, time_gain)
+    # A wide aperture (3 beams) sees past the edge of an obstacle, so shadows have soft edges.
+    heard = amplitude(cv2.GaussianBlur(level, (0, 0), sigmaX=3.0, sigmaY=0.3))
+    steady, mirror = (amplitude(scene.echo) * heard) ** 2, scene.mirror * heard
     haze = ultrasound.reverberate(steady + mirror**2, values["clutter_length"] / step)
     haze = haze * amplitude(2 * values["clutter"])
+    strength = np.sqrt(steady + haze)
     twice = cv2.resize(scene.mirror[: SAMPLES // 2], (BEAMS, SAMPLES)) * amplitude(values["ghost"]) * heard
-    depth, *_ = ultrasound.polar_grid(sector)
-    noise_db = np.broadcast_to(values["noise"] + time_gain * depth, level.shape)
-    strength, unit_db = np.sqrt(steady + haze), np.zeros_like(level)
+    noise_db = values["noise"] + time_gain * np.broadcast_to(ultrasound.polar_grid(sector)[0], level.shape)
     magnitude, looks = np.float32(0), int(values["looks"])
     for _ in range(looks):
-        field = ultrasound.point_spread(ultrasound.scatterers(rng, unit_db) * strength + mirror + twice, axial, lateral)
-        magnitude = magnitude + ultrasound.envelope(field + ultrasound.scatterers(rng, noise_db)) / looks
+        echo = ultrasound.scatterers(rng, np.zeros_like(level)) * strength + mirror + twice
+        field = ultrasound.point_spread(echo, axial, lateral) + ultrasound.scatterers(rng, noise_db)
+        magnitude = magnitude + ultrasound.envelope(field) / looks
     return ultrasound.compress(magnitude, values["gain"], values["dynamic_range"]) ** np.float32(values["grey_power"])
 
 
 def _screen(image, values):
     """Add what the scanner's screen adds: its edges, the grey bar, the blacked-out boxes, the time line."""
-    image[:, : SCREEN_COLUMNS[0]] = image[:, SCREEN_COLUMNS[1] :] = 0
+    image[:, :3] = image[:, 785:] = 0  # no echo is drawn there
     image[int(values["lower_box_top"]) : 525, int(np.clip(values["lower_box_left"], 560, 645)) :] = 0
     if values["upper_box"] and not values["whole_sector"]:
-        image[: NOTCH[1], NOTCH[0] :] = 0
-    fall = np.linspace(1, 0, BAR_ROWS[1] - BAR_ROWS[0]) ** BAR_POWER
-    image[slice(*BAR_ROWS), slice(*BAR_COLUMNS)] = np.uint8(BAR_LEVEL * fall)[:, None]
+        image[:104, 692:] = 0  # a second box, at the upper right
+    bar = 243 * np.linspace(1, 0, BAR_ROWS[1] - BAR_ROWS[0]) ** 1.4
+    image[slice(*BAR_ROWS), slice(*BAR_COLUMNS)] = np.uint8(bar)[:, None]
     if values["cine_bar"]:
         image[slice(*CINE_ROWS)] = np.linspace(90, 30, CINE_ROWS[1] - CINE_ROWS[0]).astype(np.uint8)[:, None]
         image[CINE_ROWS[0] + 3 : CINE_ROWS[1] - 3, 590:780] = 12

@@ -1,4 +1,4 @@
-"""The notebooks of the course, executed in a row with papermill."""
+"""The notebooks of the course, executed in a row with papermill: with which parameters, and in which run folder."""
 
 import ast
 import difflib
@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
 
-import nbformat
 import yaml
 
-from fetalseg_helpers.running.parameters import PARAMETERS, check_parameters
-from fetalseg_helpers.workspace import FetalsegError, locked, project_root, run_folder, shown, written_whole
+from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
+from fetalseg_helpers.workspace import FetalsegError, locked, project_root, read_json, run_folder, shown, written_whole
 
 CORE = 6  # notebooks of the course; those with higher numbers go deeper and are run one by one
 QUIET_KERNEL = [  # nothing of its own on stderr: neither hints, nor what asyncio says of a task cut off at the end
@@ -32,42 +33,54 @@ def lessons():
 
 def read_parameters(path):
     """Names and default values in a notebook's cell tagged `parameters`."""
-    cells = nbformat.read(path, as_version=4).cells
-    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
-    return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.AnnAssign)
-    }
+    import papermill  # takes more than a second, and not every command needs it
+
+    found = papermill.inspect_notebook(as_it_is(path))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
 
 
 def read_preset(name):
     """Values of a preset, a file that `papermill -f` reads too."""
     path = project_root() / "notebooks" / "presets" / f"{name}.yaml"
     if not path.exists():
-        names = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        raise FetalsegError(f"{name} is no preset: use one of {', '.join(names)}.")
+        raise FetalsegError(f"{name} is no preset: use quick, laptop or reference.")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def parse_parameters(pairs):
-    """Turn (name, text) pairs of a command line into values of the right type.
+def parse_parameters(pairs, data=None):
+    """Turn (name, text) pairs of a command line into values of the right type; `data` goes before one among them.
 
-    A name that no notebook knows raises a FetalsegError with the nearest one; so does a value that does not fit.
+    The folder of the data becomes an absolute path, so that every notebook finds it. A name that no notebook knows
+    raises a FetalsegError with the nearest one; so does a value that does not fit.
     """
     values = {}
-    for name, text in pairs:
+    for name, text in [*pairs, ("data", data)] if data else pairs:
         if name not in PARAMETERS:
             near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
             raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
         kind = PARAMETERS[name].kind
         try:
-            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
-            value = text
-        check_parameters(**{name: value})
-        values[name] = value
+            values[name] = text
+        check_parameters(**{name: values[name]})
+    if values.get("data", "phantom") not in ("phantom", "kaggle", "hc18"):
+        values["data"] = str(Path(values["data"]).expanduser().resolve())
     return values
+
+
+def choose_folder(run_dir, data, preset):
+    """The run folder, not made yet: as given, or one below `runs/` in which no other data than this lies."""
+    if run_dir:
+        return run_dir.expanduser().resolve()
+    runs = project_root() / "runs"
+    if data == "phantom":
+        return runs / preset
+    root = shown(project_root() / "data" / data)  # an absolute path stays what it is
+    for number in count(1):
+        folder = runs / f"{Path(data).name}-{preset}{f'-{number}' if number > 1 else ''}"
+        if read_json(folder / "data.json").get("root", root) == root:
+            return folder
 
 
 class News(io.TextIOBase):
@@ -93,8 +106,7 @@ def run_lesson(path, run_dir, values, news=None):
     import papermill
 
     known = read_parameters(path)
-    given = {name: value for name, value in values.items() if name in known}
-    given["run_dir"] = str(run_dir)
+    given = {name: value for name, value in values.items() if name in known} | {"run_dir": str(run_dir)}
     final = run_folder(run_dir) / "notebooks" / path.name
     failed = final.with_name(f"{path.stem}_failed.ipynb")
     failed.unlink(missing_ok=True)
@@ -114,12 +126,12 @@ def run_lesson(path, run_dir, values, news=None):
                 cwd=path.parent,
                 kernel_name="python3",
                 start_timeout=120,
-                extra_arguments=list(QUIET_KERNEL),
+                extra_arguments=QUIET_KERNEL,
             )
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(unfinished, failed)
-            reason = error.evalue or error.ename
-            raise FetalsegError(f"{path.name}, cell {error.exec_count}: {reason} (see {shown(failed)})") from error
+            what = f"{path.name}, cell {error.exec_count}: {error.evalue or error.ename}"
+            raise FetalsegError(f"{what} (see {shown(failed)})") from error
         except RuntimeError as error:  # nbclient's DeadKernelError, and what jupyter_client says at the start
             died = f"{path.name}: its kernel died, most often for want of memory"
             raise FetalsegError(f"{died}: close other programs, or lower batch_size.") from error

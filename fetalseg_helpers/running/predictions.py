@@ -6,51 +6,45 @@ import numpy as np
 from tqdm import tqdm
 
 from fetalseg_helpers import loading
-from fetalseg_helpers.workspace import FetalsegError, write_png
+from fetalseg_helpers.workspace import FetalsegError, read_json, write_png
+
+
+def frozen_cut(checkpoint, state):
+    """Threshold, region and flip of a run's evaluation, as keywords for `make_predictor`; the usual ones without it.
+
+    The evaluation is the `metrics.json` beside the file `checkpoint`; it counts if it is of the very weights in
+    `state`, which was loaded from there.
+    """
+    metrics = read_json(Path(checkpoint).parent / "metrics.json")
+    if metrics.get("checkpoint_sha256") != state["sha256"]:
+        return {"threshold": 0.5, "region": "largest", "flip": False}
+    return {"threshold": metrics["threshold"], "region": metrics["region"], "flip": metrics["parameters"]["flip"]}
 
 
 def predict_folder(predict, images, out):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
-    Files named `*_Annotation.png` are skipped. An image that cannot be read is reported and the rest goes on.
-
-    Parameters
-    ----------
-    predict : callable
-        As `make_predictor` gives it.
-    images, out : str or Path
-
-    Returns
-    -------
-    (int, list of str)
-        Number of predictions written, and a sentence for each file that could not be read.
-
-    Raises
-    ------
-    FetalsegError
-        If there is nothing to predict, or two images would write the same file.
+    `predict` is as `make_predictor` gives it. Files named `*_Annotation.png` are skipped. Returns the number of
+    predictions written, and a sentence for each file that could not be read. A FetalsegError says that there is nothing
+    to predict, or that two images would write the same file.
     """
-    images, out = Path(images), Path(out)
-    if images.is_file():
-        paths = [images]
-    else:
-        files = loading.find_files(images)
-        paths = list(files.path[files.kind == "image"])
+    paths = [images]
+    if not images.is_file():
+        paths = loading.find_files(images).query("kind == 'image'").path
         paths = [path for path in paths if not (path.parent.resolve() == out.resolve() and path.stem.endswith("_pred"))]
     if not paths:
         raise FetalsegError(f"{images} holds no image to predict: give a file or a folder of images.")
     seen = {}
     for path in paths:
-        if path.stem in seen:
-            twins = f"{path} and {seen[path.stem]}"
-            raise FetalsegError(f"{twins} would both write {path.stem}_pred.png: predict their folders apart.")
-        seen[path.stem] = path
+        one = seen.setdefault(path.stem, path)
+        if one is not path:
+            raise FetalsegError(f"{path} and {one} would both write {path.stem}_pred.png: predict their folders apart.")
     problems = []
     for path in tqdm(paths, desc="predict", disable=None):  # a bar on a terminal only
         try:
             image = loading.read_grey(path)
         except FetalsegError as error:
             problems.append(str(error))
-            continue
-        write_png(out / f"{path.stem}_pred.png", predict(image) * np.uint8(255))
+        else:
+            write_png(out / f"{path.stem}_pred.png", predict(image) * np.uint8(255))
     return len(paths) - len(problems), problems

@@ -11,8 +11,32 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from fetalseg_helpers.training import Trainer
-from fetalseg_helpers.workspace import FetalsegError, choose_device
+from fetalseg_helpers import training, verification
+from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, choose_device, shown
+
+
+def train(folder, values, report, **options):
+    """Train in a run folder, in all processes that torchrun has started, or in this one alone.
+
+    `values` says from which data and with which settings, `options` are for the trainer; `report` takes each line.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        train_here(training.Trainer, folder, values, report, options)
+        return
+    with joined():
+        train_here(DistributedTrainer, folder, values, report if is_first() else str, options)
+
+
+def train_here(make_trainer, folder, values, report, options):
+    """This process's part; a function of its own, so that nothing of it is left when the processes part."""
+    if is_first():  # the trainers of the others wait for it
+        keys = ("data", "seed", "phantoms", "split_by", *CANVAS_KEYS)
+        verification.ensure_verified(folder, **{name: values[name] for name in keys})
+    trainer = make_trainer(folder, training.Settings.of(values), **options)
+    if trainer.history:
+        report(f"{shown(folder / 'last.pt')}: going on after epoch {len(trainer.history)} of {values['epochs']}.")
+    best = training.train(trainer, report).valid_dice.max()
+    report(f"best validation Dice {best:.4f}, kept in {shown(folder / 'checkpoint.pt')}.")
 
 
 @contextmanager
@@ -36,36 +60,26 @@ def joined():
 
 
 def is_first():
-    """True in process 0, the only one that writes and speaks."""
-    return distributed.get_rank() == 0
-
-
-@contextmanager
-def first_alone():
-    """Let process 0 do the block first and the others after it, when they find what it has made."""
-    if not is_first():
-        distributed.barrier()
-    yield
-    if is_first():
-        distributed.barrier()
+    """True in process 0, the only one that writes and speaks, and in a process that is alone."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def share_of_batch(batch_size):
     """Images that each process takes of a batch; a FetalsegError if it cannot be divided evenly."""
     count = distributed.get_world_size()
     if batch_size % count:
-        lower = max(count, batch_size // count * count)
-        upper = -(-batch_size // count) * count
-        nearest = f"{lower} or {upper}" if lower < upper else f"{lower}"
+        lower = batch_size // count * count
+        nearest = f"{lower} or {lower + count}" if lower else f"{count}"
         raise FetalsegError(f"batch_size {batch_size} cannot be divided among {count} processes: use {nearest}.")
     return batch_size // count
 
 
-class DistributedTrainer(Trainer):
+class DistributedTrainer(training.Trainer):
     """A `Trainer` whose batches are divided among the processes inside `joined`; its gradients are those of one."""
 
     def __init__(self, run_dir, settings, **options):
-        share_of_batch(settings.batch_size)
+        share_of_batch(settings.batch_size)  # refused before anything is made
+        distributed.barrier()  # process 0 has prepared the data when it comes here
         super().__init__(run_dir, settings, **options)
 
     def model(self):
@@ -87,14 +101,15 @@ class DistributedTrainer(Trainer):
                 distributed.all_reduce(buffer)
                 buffer /= count
         mine = Subset(self.valid_set, range(distributed.get_rank(), len(self.valid_set), count))  # every n-th image
-        found = self.validated(mine) if len(mine) else (0.0, 0.0)
+        found = 0.0, 0.0
+        if len(mine):
+            found = training.validate(self.network, mine, self.loss_function, self.settings.batch_size)
         (train_loss,) = self.averaged([train_loss], images)
         return train_loss, *self.averaged(found, len(mine))
 
     def averaged(self, values, weight):
         """Mean of numbers over all processes, weighted."""
-        sums = [value * weight for value in values]
-        sums = torch.tensor([*sums, weight], dtype=torch.float64, device=self.device)
+        sums = torch.tensor([*(value * weight for value in values), weight], dtype=torch.float64, device=self.device)
         distributed.all_reduce(sums)
         return (sums[:-1] / sums[-1]).tolist()
 
@@ -106,11 +121,6 @@ class DistributedTrainer(Trainer):
         """Write the state, in process 0."""
         if is_first():
             super().save(row)
-
-    def write_history(self, rows):
-        """Write the history, in process 0."""
-        if is_first():
-            super().write_history(rows)
 
     def locked(self):
         """The run folder's lock, in process 0."""

@@ -10,16 +10,15 @@ import yaml
 
 from fetalseg_helpers import loading, plotting, preprocessing, training, verification
 from fetalseg_helpers.running import lessons
-from fetalseg_helpers.running.parameters import check_parameters
+from fetalseg_helpers.running.checks import check_parameters
 from fetalseg_helpers.workspace import FetalsegError, locked, read_json, remove, run_folder, write_json, write_table
 
 LESSONS = ("05_training.ipynb", "06_evaluation.ipynb")
 RESULTS = ("last.pt", "checkpoint.pt", "history.csv", "notebooks/05_training.ipynb", *training.RESULTS)
-SCORES = ("mean_dice", "mean_iou", "worst_dice", "images")
 
 
 def read_grid(path):
-    """All parameters of each combination of a grid (a list of dict), and the names of those that vary.
+    """All parameters of each combination of a grid, by the name of its folder, and the names of those that vary.
 
     The grid is a YAML file with a value, or a list of values to try, for each parameter, such as
     `learning_rate: [0.001, 0.004]`. What it does not name is taken from the preset that it may name under `preset`,
@@ -32,8 +31,8 @@ def read_grid(path):
     if not isinstance(grid, dict) or not grid:
         raise FetalsegError(f"{path} holds no parameters: write lines such as 'learning_rate: [0.001, 0.004]'.")
     base = lessons.read_preset("quick") | lessons.read_preset(str(grid.pop("preset", "quick")))
-    lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     known = {name for lesson in chosen_lessons() for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
+    lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in lists.items():
         if name not in known:
             raise FetalsegError(f"{path}: '{name}' is not a parameter that can be varied.")
@@ -41,18 +40,20 @@ def read_grid(path):
             raise FetalsegError(f"{path}: {name} has no value.")
         for value in values:
             check_parameters(**{name: value})
-    combinations = [base | dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
-    return combinations, [name for name, values in lists.items() if len(values) > 1]
+    varied = [name for name, values in lists.items() if len(values) > 1]
+    combinations = {}
+    for chosen in product(*lists.values()):
+        values = base | dict(zip(lists, chosen, strict=True))
+        name = ",".join(f"{key}={Path(str(values[key])).name}" for key in varied) or "only"
+        if name in combinations:
+            raise FetalsegError(f"{path}: two combinations would share the folder {name}.")
+        combinations[name] = values
+    return combinations, varied
 
 
 def chosen_lessons():
     """Paths of the two notebooks."""
     return [path for path in lessons.lessons() if path.name in LESSONS]
-
-
-def run_name(values, varied):
-    """Name of a combination's folder, such as `learning_rate=0.001,seed=2`."""
-    return ",".join(f"{name}={Path(str(values[name])).name}" for name in varied) or "only"
 
 
 def run_combination(folder, values):
@@ -61,79 +62,62 @@ def run_combination(folder, values):
     What is complete is left alone, what was stopped goes on where it was, and what was made with other values or from
     files that have changed since is made anew.
     """
-    folder = Path(folder)
     try:
         with locked(folder):
-            same = make_data(folder, values)
+            loading.write_manifest(folder, values["data"], values["seed"], values["phantoms"], values["split_by"])
+            made = {"values": values, "files": read_json(folder / "data.json")["files"]}
+            same = read_json(folder / "values.json") == made
+            if not same:
+                for name in ("values.json", *RESULTS):
+                    remove(folder / name)
+                preprocessing.prepare(folder, values["width"], values["height"], values["fit"])
+                verification.write_verification(folder)
+                write_json(folder / "values.json", made)  # last, it vouches for the rest
             if not (same and (folder / "notebooks" / LESSONS[-1]).exists()):
                 for path in chosen_lessons():
                     lessons.run_lesson(path, folder, values | {"resume": same})
-    except FetalsegError as error:
-        return folder.name, str(error)
-    except Exception as error:  # of a kernel or of papermill: the other combinations go on
-        return folder.name, f"{type(error).__name__}: {error}"
+    except Exception as error:  # of a kernel or of papermill, too: the other combinations go on
+        return folder.name, str(error) if isinstance(error, FetalsegError) else f"{type(error).__name__}: {error}"
     return folder.name, ""
 
 
-def make_data(folder, values):
-    """Manifest, prepared arrays and findings of a combination; True if its results are of these values and files."""
-    known = {name: values[name] for name in ("data", "seed", "phantoms", "split_by")}
-    loading.write_manifest(folder, **known)
-    made = {"values": values, "files": read_json(folder / "data.json")["files"]}
-    if read_json(folder / "values.json") == made:
-        return True
-    for name in ("values.json", *RESULTS):
-        remove(folder / name)
-    preprocessing.prepare(folder, values["width"], values["height"], values["fit"])
-    verification.write_verification(folder)
-    write_json(folder / "values.json", made)
-    return False
-
-
 def sweep(grid, folder, jobs=1, report=print):
-    """Run every combination of a grid, `jobs` at the same time; write `sweep.csv`.
+    """Run every combination of a grid, `jobs` at the same time; write `sweep.csv` and, if any has scores, `sweep.png`.
 
-    They run under joblib's current backend: in processes of this machine, or, inside
-    `joblib.parallel_config(backend="dask")`, in those of a cluster, which then decides itself how many. Returns a table
-    with a row per combination (what varies, scores on the test images, seconds of training, and under `problem` why it
-    failed) and the names of what varies. `report` is told a line after each.
+    They run in processes of this machine or, inside `joblib.parallel_config("dask")`, of a cluster, which then decides
+    itself how many. Returns a table with a row per combination: what varies, scores on the test images, seconds of
+    training, and under `problem` why it failed. `report` is told a line after each.
     """
     combinations, varied = read_grid(grid)
-    names = [run_name(values, varied) for values in combinations]
-    if len(set(names)) < len(names):
-        raise FetalsegError(f"{grid}: two combinations would share the folder {max(names, key=names.count)}.")
     home = run_folder(folder)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # what it says when a sweep is stopped
     with lessons.cleared(home):
-        for values in combinations:  # once, not in each process
+        for values in combinations.values():  # once, not in each process
             if values["data"] == "phantom":
                 loading.make_phantoms(home, values["phantoms"])
             else:
                 loading.find_data(values["data"], home)
-        tasks = [joblib.delayed(run_combination)(home / names[n], values) for n, values in enumerate(combinations)]
+        tasks = [joblib.delayed(run_combination)(home / name, values) for name, values in combinations.items()]
         problems = {}
         run = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # a line as soon as one ends
         for name, problem in run(tasks):
             problems[name] = problem
             report(f"{len(problems)}/{len(tasks)} {name}: {problem or 'done'}")
         rows = []
-        for name, values in zip(names, combinations, strict=True):
-            row = {"run": name} | {key: values[key] for key in varied} | scores(home / name)
+        for name, values in combinations.items():
+            row = {"run": name} | {key: values[key] for key in varied}
+            metrics = read_json(home / name / "metrics.json")
+            if metrics:
+                row |= {key: metrics[key] for key in ("mean_dice", "mean_iou", "worst_dice", "images")}
+                row["dice_low"], row["dice_high"] = metrics["dice_interval_95"]
+                history = pd.read_csv(home / name / "history.csv")
+                row |= {"valid_dice": history.valid_dice.max(), "seconds": history.seconds.sum()}
             rows.append(row | {"problem": problems[name]})
         table = pd.DataFrame(rows)
         write_table(home / "sweep.csv", table)
-    return table, varied
-
-
-def scores(folder):
-    """What a table of results says of a run folder; nothing of one that has no scores."""
-    metrics = read_json(folder / "metrics.json")
-    if not metrics:
-        return {}
-    history = pd.read_csv(folder / "history.csv")
-    found = {name: metrics[name] for name in SCORES}
-    found["dice_low"], found["dice_high"] = metrics["dice_interval_95"]
-    return found | {"valid_dice": history.valid_dice.max(), "seconds": history.seconds.sum()}
+        if "valid_dice" in table:
+            plotting.save(show_sweep(table, varied), home / "sweep.png")
+    return table
 
 
 def show_sweep(table, varied):

@@ -11,39 +11,28 @@ from tqdm.auto import tqdm
 
 
 def explore(draw, **controls):
-    """Redraw a figure whenever a control is released.
+    """Controls above a figure that is drawn again whenever one of them is released, as an `ipywidgets.VBox`.
+
+    `draw` returns a figure; its arguments are named like the controls, and their defaults are where these start. A
+    control is a widget or what `ipywidgets.interact` makes one of: (lowest, highest, step), or a list of choices.
 
     The figure is an image widget and not an Output widget, as `ipywidgets.interact` would make: headless, nbclient
     answers an Output widget while the kernel is busy, and now and then both then wait for each other for ever.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns a figure; its arguments are named like the controls, and their defaults are where these start.
-    controls : widget, or what `ipywidgets.interact` makes one of
-        Each argument's control: (lowest, highest, step), a list of choices, or a widget.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        The controls above the figure.
     """
-    arguments = inspect.signature(draw).parameters
-    chosen = {
-        name: ipywidgets.interactive.widget_from_abbrev(control, arguments[name].default)
-        for name, control in controls.items()
-    }
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none", width="fit-content"))
+    chosen = {}
 
     def redraw(_=None):
         buffer = io.BytesIO()
         draw(**{name: control.value for name, control in chosen.items()}).savefig(buffer, bbox_inches="tight")
         picture.value = buffer.getvalue()
 
-    for name, control in chosen.items():
-        control.description = control.description or name
-        control.continuous_update = False  # one figure per move, not one per pixel of the slider's way
-        control.observe(redraw, names="value")
+    arguments = inspect.signature(draw).parameters
+    for name, control in controls.items():
+        chosen[name] = ipywidgets.interactive.widget_from_abbrev(control, arguments[name].default)
+        chosen[name].description = chosen[name].description or name
+        chosen[name].continuous_update = False  # one figure per move, not one per pixel of the slider's way
+        chosen[name].observe(redraw, names="value")
     redraw()
     return ipywidgets.VBox([*chosen.values(), picture])
 
@@ -56,23 +45,10 @@ def somebody_watches():
 def watch(rows, total, draw, line, earlier=()):
     """Go through the epochs of a training: a bar and a growing curve on a screen, a line per epoch headless.
 
-    Parameters
-    ----------
-    rows : generator of dict
-        One row of the history at a time; closed at the end, so that a training that is interrupted lets go.
-    total : int
-        Number of epochs asked for.
-    draw : callable
-        Makes a figure of the rows so far.
-    line : callable
-        Makes one line of text of a row.
-    earlier : sequence of dict
-        Rows of epochs that were done before, by a training that goes on.
-
-    Returns
-    -------
-    list of dict
-        All rows.
+    `rows` is a generator that gives one row of the history (a dict) at a time, `total` the number of epochs asked for,
+    and `earlier` the rows of epochs that were done before, by a training that goes on. `draw` makes a figure of the
+    rows so far, `line` one line of text of a row. Returns all rows as a list. The generator is closed at the end, so
+    that a training that is interrupted lets go.
     """
     seen = list(earlier)
     curve = None

@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 
 from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification
+from fetalseg_helpers.beyond_dice import summaries
 from fetalseg_helpers.phantoms.dataset import write_phantoms
-from fetalseg_helpers.running import lessons
+from fetalseg_helpers.running import lessons, trials
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from nothing and pretrained
@@ -54,7 +55,7 @@ def main(data, out, count, repeats):
     pairs = verification.ensure_verified(real, **canvas, data=str(data.resolve()), seed=0)
     scores = evaluation.score_pairs(evaluation.make_predictor(network, state["canvas"], flip=True), pairs)
     scores.to_csv(out / "real.csv", index=False)
-    print(evaluation.summarise(scores), flush=True)
+    print(summaries.summarise(scores), flush=True)
 
     test = pairs[pairs.split == "test"]
     dataset = preprocessing.PreparedDataset(real, pairs[pairs.split == "train"], preprocessing.augment)
@@ -71,7 +72,7 @@ def main(data, out, count, repeats):
                     else copy.deepcopy(network)
                 )
                 chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
-                trained = training.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
+                trained = trials.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
                 predict = evaluation.make_predictor(trained, state["canvas"], flip=True)
                 dice = evaluation.score_pairs(predict, test).dice
                 rows.append((pairs_seen, repeat, how, dice.mean(), dice.min()))

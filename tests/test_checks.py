@@ -1,11 +1,14 @@
-"""What the parameters of the notebooks may be, and the sentence with which another value is refused."""
+"""What a notebook checks: its parameters, with the sentence that refuses another value; promises; versions."""
 
 import re
 
+import cv2
 import numpy as np
 import pytest
 
-from fetalseg_helpers.running.parameters import PARAMETERS, check_parameters
+from fetalseg_helpers import workspace
+from fetalseg_helpers.running import checks
+from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
 from fetalseg_helpers.workspace import FetalsegError
 
 WRONG_TYPES = {
@@ -73,3 +76,33 @@ def test_an_empty_text_is_refused(name, value):
 def test_the_first_wrong_parameter_of_several_is_named():
     with pytest.raises(FetalsegError, match=r"^epochs is 0,"):
         check_parameters(seed=1, epochs=0, data="phantom", flip="no")
+
+
+# self-checks
+
+
+def test_a_self_check_prints_every_promise_and_names_the_first_that_is_broken(capsys):
+    checks.self_check({"the sky is blue": True, "it rains": True})
+    assert capsys.readouterr().out == "yes the sky is blue\nyes it rains\n"
+    with pytest.raises(AssertionError, match="self-check failed: it rains"):
+        checks.self_check({"the sky is blue": True, "it rains": False, "it snows": False})
+    assert capsys.readouterr().out == "yes the sky is blue\nNO  it rains\nNO  it snows\n"
+
+
+def test_a_hope_may_be_broken_but_is_said(capsys):
+    checks.self_check({"it rains": False}, hopes=["it rains"])
+    assert capsys.readouterr().out == "NO  it rains\n"
+
+
+# versions
+
+
+def test_the_versions_line_names_all_that_a_result_depends_on(monkeypatch):
+    monkeypatch.chdir(workspace.project_root() / "notebooks")
+    line = checks.versions()
+    assert "\n" not in line
+    assert all(
+        f"{name} " in line for name in ("fetalseg", "Python", "torch", "numpy", "matplotlib", "pandas", "OpenCV")
+    )
+    assert f"numpy {np.__version__}" in line and f"OpenCV {cv2.__version__}" in line
+    assert f"in {workspace.project_root()}," in line or "in ~/" in line

@@ -1,0 +1,200 @@
+"""What a notebook needs around its lesson: versions, parameters, sharp figures, changed definitions, its promises."""
+
+import ast
+import difflib
+import inspect
+import io
+import os
+import platform
+import textwrap
+from collections import namedtuple
+from importlib.metadata import version
+from pathlib import Path
+
+from IPython import get_ipython
+from matplotlib.figure import Figure
+from PIL import Image
+
+import fetalseg_helpers
+from fetalseg_helpers.workspace import FetalsegError, cv2, project_root
+
+Rule = namedtuple("Rule", ["kind", "low", "high", "choices"], defaults=[None, None, ()])
+PARAMETERS = {  # what each parameter of a notebook may be
+    "run_dir": Rule(str),
+    "data": Rule(str),
+    "seed": Rule(int, 0, 2**31 - 1),
+    "phantoms": Rule(int, 12, 100_000),
+    "split_by": Rule(str, choices=("examination", "image", "folder")),
+    "width": Rule(int, 16, 4096),
+    "height": Rule(int, 16, 4096),
+    "fit": Rule(str, choices=("scale", "pad")),
+    "border": Rule(float, 0, 0.5),
+    "base_channels": Rule(int, 1, 256),
+    "depth": Rule(int, 1, 7),
+    "normalisation": Rule(str, choices=("none", "batch")),
+    "overfit_steps": Rule(int, 1, 10_000),
+    "epochs": Rule(int, 1, 10_000),
+    "batch_size": Rule(int, 1, 1024),
+    "learning_rate": Rule(float, 1e-8, 1),
+    "schedule": Rule(str, choices=("one-cycle", "constant")),
+    "weight_decay": Rule(float, 0, 1),
+    "gradient_norm": Rule(float, 1e-6, 1e6),
+    "bce_weight": Rule(float, 0, 100),
+    "foreground_weighting": Rule(bool),
+    "augmented": Rule(bool),
+    "patience": Rule(int, 1, 10_000),
+    "resume": Rule(bool),
+    "trial_steps": Rule(int, 1, 10_000),
+    "threshold": Rule(float, 0, 0.99),
+    "region": Rule(str, choices=("chosen", "every", "largest", "filled", "ellipse")),
+    "flip": Rule(bool),
+    "tolerance": Rule(float, 0, 1000),
+    "pixel_sizes": Rule(str),
+    "draws": Rule(int, 100, 100_000),
+    "near": Rule(float, 1, 1000),
+    "worsened": Rule(int, 1, 10_000),
+    "leak_steps": Rule(int, 1, 1_000_000),
+    "repeats": Rule(int, 1, 100),
+    "real_data": Rule(str),
+    "shots": Rule(int, 1, 10_000),
+}
+
+
+def check_parameters(**values):
+    """Make sure that a notebook's parameters have the type and the range that they need.
+
+    A FetalsegError names the first parameter that is wrong, its value, and what it may be.
+    """
+    for name, value in values.items():
+        kind, low, high, choices = PARAMETERS[name]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+            how = {"true": ": write True", "false": ": write False"}.get(str(value).lower(), "")
+            if type(value) is str and kind in (int, float):
+                how = f": write it as {kind.__name__}, such as 0.001 for 1e-3"
+            raise FetalsegError(f"{name} is {value!r} of type {type(value).__name__}, but must be {wanted}{how}.")
+        if choices and value not in choices:
+            raise FetalsegError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
+        if low is not None and not low <= value <= high:
+            raise FetalsegError(f"{name} is {value!r}, but must lie between {low} and {high}.")
+        if kind is str and not value.strip():
+            raise FetalsegError(f"{name} is empty, but must name something.")
+
+
+CLASS = {"run_dir": ("FETALSEG_RUN_DIR", "runs/quick"), "seed": ("FETALSEG_SEED", 0)}  # variable, and what is stored
+PAGE = {}  # the `globals()` of this kernel's notebook, and its parameters as `begin` found them
+
+
+def begin(names):
+    """Check the parameters of a notebook, which are among its `globals()`, and watch over its cells from here on.
+
+    A class may set the environment variables FETALSEG_RUN_DIR and FETALSEG_SEED: they take the place of a run_dir or a
+    seed that is still the stored one. A FetalsegError names a parameter that is wrong, that no notebook knows, or that
+    papermill could not hand over. Afterwards a line above the output of any cell says that a parameter has been changed
+    without running this cell again; figures have two pixels for each of the screen, and a text that describes them.
+    """
+    given = injected(names.get("In", []))
+    for name, value in given.items():
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
+            raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
+        if names.get(name, value) != value:
+            lost = "the cell of the parameters has lost its tag `parameters`"
+            raise FetalsegError(f"{name} was given as {value!r}, and is {names[name]!r}: {lost}.")
+    for name, (variable, stored) in CLASS.items():
+        if variable in os.environ and name not in given and names.get(name) == stored:
+            names[name] = type(stored)(os.environ[variable])
+            print(f"{name} = {names[name]!r}, from the environment variable {variable}")
+    values = {name: names[name] for name in PARAMETERS if name in names}
+    check_parameters(**values)
+    shell = get_ipython()
+    if shell and not PAGE:
+        shell.run_line_magic("matplotlib", "inline")
+        shell.display_formatter.formatters["image/png"].for_type(Figure, sharp)
+        shell.events.register("pre_run_cell", point_out)
+        shell.set_custom_exc((NameError,), explain)
+    PAGE.update(names=names, values=values)
+
+
+def injected(cells):
+    """Names and values that papermill has put into a notebook, read from the cells executed so far."""
+    found = {}
+    for source in cells:
+        if source.startswith("# Parameters\n"):
+            for node in ast.parse(source).body:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
+def point_out(cell):
+    """Say above a cell's output that a parameter is no longer what was checked."""
+    for name, value in PAGE["values"].items():
+        now = PAGE["names"].get(name, value)
+        if now != value and "begin(globals())" not in cell.raw_cell:
+            print(f"{name} was {value!r} and is {now!r} now: run the cell with `begin` again, and all after it.")
+
+
+def explain(shell, kind, error, trace, tb_offset=None):
+    """A name that does not exist is an error of one sentence."""
+    while trace.tb_next:
+        trace = trace.tb_next
+    told = [f"NameError, line {trace.tb_lineno}: {error}. Run the cells above first, or mend its spelling."]
+    shell._showtraceback(kind, error, told)
+    return told
+
+
+def sharp(figure):
+    """A figure as PNG with two pixels for each of the screen, its size there, and its titles as alternative text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=200, bbox_inches="tight")
+    titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
+    with Image.open(buffer) as image:
+        size = {"width": image.width // 2, "height": image.height // 2}
+    return buffer.getvalue(), size | {"alt": "; ".join(title.replace("\n", " ") for title in titles if title)}
+
+
+def say_changes(definitions, module, consequence):
+    """Say which definitions of a page differ from those of the same names in a module, and what follows from that."""
+    changed = [one.__name__ for one in definitions if code_of(one) != code_of(getattr(module, one.__name__))]
+    if changed:
+        print(f"changed on this page: {', '.join(changed)}. {consequence}")
+
+
+def code_of(definition):
+    """What a function, or the methods of a class, do: without docstring, comments and layout."""
+    if inspect.isclass(definition):
+        return {name: code_of(part) for name, part in vars(definition).items() if inspect.isfunction(part)}
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(definition))).body
+    if ast.get_docstring(function) is not None:
+        function.body = function.body[1:]
+    return ast.dump(function)
+
+
+def versions():
+    """One line with the course's version and folder, and the versions that a result depends on.
+
+    A FetalsegError refuses a notebook that lies in another copy of the course than the package that it has imported.
+    """
+    root, here, home = project_root(), Path.cwd(), Path.home()
+    for folder in (here, *here.parents):
+        if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
+            raise FetalsegError(
+                f"this notebook lies in {folder}, but the package that it has imported in {root}: run "
+                f"`pip install -e .` in {folder}, restart the kernel, or open the notebooks of the other folder."
+            )
+    place = f"~/{root.relative_to(home).as_posix()}" if root.is_relative_to(home) else str(root)
+    packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "pandas")]
+    course = f"fetalseg {fetalseg_helpers.__version__} in {place}"
+    return ", ".join([course, f"Python {platform.python_version()}", *packages, f"OpenCV {cv2.__version__}"])
+
+
+def self_check(promises, hopes=()):
+    """Print each promise of a notebook with yes or NO; `promises` says of plain sentences whether they hold (a bool).
+
+    An AssertionError names the first that is broken and not among the `hopes`: the sentences that other parameters may
+    break rightly, such as a Dice after a single epoch.
+    """
+    for promise, kept in promises.items():
+        print("yes" if kept else "NO ", promise)
+    for promise, kept in promises.items():
+        assert kept or promise in hopes, f"self-check failed: {promise}"
