@@ -216,7 +216,7 @@ def test_a_notebook_that_was_saved_in_a_clone_is_tested_as_it_was_committed(tmp_
 
     nbformat.write(spoilt(swap_counts), path)
     with pytest.warns(UserWarning, match="01_lesson.ipynb is tested as it was last committed"):
-        assert committed(path).read_bytes() == LESSONS[0].read_bytes()
+        assert read(committed(path)) == read(LESSONS[0])
     monkeypatch.setenv(UNCOMMITTED, "1")
     assert committed(path) == path
     monkeypatch.delenv(UNCOMMITTED)
