@@ -167,7 +167,6 @@ def find_examinations(image_ids):
     {'010_HC': 'E0010', '010_2HC': 'E0010'}
     """
     parsed = {name: re.fullmatch(r"(\d+)_(\d*)HC", name) for name in image_ids}
-    # A suffix without a number ends an examination: it is higher than any with one.
     numbered = sorted((int(match[1]), float(match[2] or "inf"), name) for name, match in parsed.items() if match)
     shared = len(numbered) - len({number for number, _, _ in numbered})
     like_hc18 = shared > len(numbered) / 10  # a fifth do there; in the Kaggle set at most a copy does

@@ -268,7 +268,7 @@ class Trainer:
         network = network or unet.make_network(*(getattr(settings, name) for name in ARCHITECTURE))
         self.network = network.to(self.device)
         self.loss_function = loss or self.usual_loss()
-        self.train_epoch = train_epoch
+        self.train_epoch, self.make_optimiser = train_epoch, make_optimiser  # others may take their places
         self.reduced = bfloat16_pays(self.device)
         self.history = []
         self.belongs_to = self.identity()  # once: files that change meanwhile are not what was learnt from
@@ -298,7 +298,7 @@ class Trainer:
     def go_back(self, resume=False):
         """Go back to the end of the last complete epoch, which `last.pt` holds, or to the beginning."""
         self.trained = self.model()
-        self.optimiser = make_optimiser(self.network, self.settings)
+        self.optimiser = self.make_optimiser(self.network, self.settings)
         batches = -(-len(self.train_set) // self.settings.batch_size)
         self.scheduler = make_scheduler(self.optimiser, self.settings, self.settings.epochs * batches)
         if not (self.history or resume):
