@@ -13,7 +13,8 @@ import joblib
 import psutil
 from tqdm import tqdm
 
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "insufficient memory", "start new thread", "create a primitive")
+OUT_OF_MEMORY = ["out of memory", "allocate memory", "insufficient memory", "start new thread", "create a primitive"]
+OUT_OF_MEMORY += ["failed to map segment"]  # of a library
 path = click.Path(path_type=Path)
 of_notebooks = [  # what the commands `run` and `train` both take
     click.Option(["--data"], metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom."),
@@ -26,12 +27,12 @@ of_notebooks = [  # what the commands `run` and `train` both take
 def one_sentence(error):
     """What an error says that the user can mend; '' for another one."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, MemoryError | BrokenExecutor) or any(part in text.lower() for part in OUT_OF_MEMORY):
+        return f"there is not enough memory ({text.splitlines()[0]}): lower batch_size or the size of the images."
     if isinstance(error, ImportError):
         return text if "pip install" in text else f"{text}: pip install -r requirements.txt"
     from fetalseg_helpers.workspace import FetalsegError  # not before: without OpenCV it cannot be imported
 
-    if isinstance(error, MemoryError | BrokenExecutor) or any(part in text.lower() for part in OUT_OF_MEMORY):
-        return f"there is not enough memory ({text.splitlines()[0]}): lower batch_size or the size of the images."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}."
     return text if isinstance(error, OSError | FetalsegError) else ""
@@ -79,6 +80,9 @@ def run(data, preset, run_dir, parameters):
         click.echo("These are phantoms: the score shows that everything works, it is no result.")
     click.echo(f"{where} holds the executed notebooks (notebooks/), the scores (metrics.csv), the predicted masks")
     click.echo("(predictions/), the model card (model_card.md) and the trained network (checkpoint.pt).")
+    if data == "phantom":
+        click.echo("Next, real frames: python -m fetalseg_helpers fetch kaggle")
+        click.echo("             then: python -m fetalseg_helpers run --data kaggle --preset laptop")
 
 
 @cli.command()

@@ -18,6 +18,7 @@ from fetalseg_helpers.workspace import FetalsegError, project_root
 
 LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
 LARGEST_FIGURE = (700, 450)  # pixels
+NUMBER = r"(?<![\w.])\d[\d,]*(?:\.\d+)?"  # 316, 0.956 or 31,030,593
 MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
 
 UNCOMMITTED = "FETALSEG_UNCOMMITTED"  # environment variable: notebooks are tested as they are saved, committed or not
@@ -97,7 +98,7 @@ def check_notebook(path):
             )
     if not any("image/png" in output.get("data", {}) for cell in code[:4] for output in cell.outputs):
         problems.append("no figure within the first four code cells.")
-    return problems
+    return problems + list(check_stored_run(notebook))
 
 
 def check_parameters_cell(notebook):
@@ -130,9 +131,34 @@ def check_output(output):
     if text.count("\n") > LONGEST_OUTPUT:
         yield f"{text.count(chr(10))} lines of output, over {LONGEST_OUTPUT}."
     if picture := output.get("data", {}).get("image/png"):
-        width, height = struct.unpack(">II", base64.b64decode(picture)[16:24])
+        pixels = struct.unpack(">II", base64.b64decode(picture)[16:24])
+        about = output.metadata.get("image/png", {})
+        width, height = about.get("width", pixels[0]), about.get("height", pixels[1])
         if width > LARGEST_FIGURE[0] or height > LARGEST_FIGURE[1]:
             yield f"a figure of {width} × {height} pixels, over {LARGEST_FIGURE[0]} × {LARGEST_FIGURE[1]}."
+        if pixels[0] < 2 * width:
+            yield f"a figure of {pixels[0]} pixels, shown {width} wide: blurred."
+        if not about.get("alt"):
+            yield "a figure without alternative text: it needs a title."
+
+
+def check_stored_run(notebook):
+    """Numbers in paragraphs `**In the stored run**` that no stored output has, or has with more digits."""
+    said = "\n".join(
+        output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+    known = [float(number.replace(",", "")) for number in re.findall(NUMBER, said)]
+    for cell in notebook.cells:
+        for paragraph in cell.source.split("\n\n") if cell.cell_type == "markdown" else []:
+            if paragraph.lstrip("> ").startswith("**In the stored run**"):
+                text = re.sub(r"\(\S*?\)|\[otebook \d\]", "", re.sub(r"otebook \d", "", paragraph))
+                for number in re.findall(NUMBER, text):
+                    digits = len(number.partition(".")[2])
+                    value = float(number.replace(",", ""))
+                    if not any(round(abs(one), digits) == value for one in known):
+                        yield f"in the stored run: {number} is in no stored output."
 
 
 def defined(number, name, **names):

@@ -109,7 +109,8 @@ def begin(names):
     check_parameters(**values)
     shell = get_ipython()
     if shell and not PAGE:
-        shell.run_line_magic("matplotlib", "inline")
+        if hasattr(shell, "kernel"):
+            shell.run_line_magic("matplotlib", "inline")  # now, so that nothing takes the formatter's place later
         shell.display_formatter.formatters["image/png"].for_type(Figure, sharp)
         shell.events.register("pre_run_cell", point_out)
         shell.set_custom_exc((NameError,), explain)

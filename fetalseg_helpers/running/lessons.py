@@ -16,7 +16,7 @@ import yaml
 from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
 from fetalseg_helpers.workspace import FetalsegError, locked, project_root, read_json, run_folder, shown, written_whole
 
-CORE = 6  # notebooks of the course; those with higher numbers go deeper and are run one by one
+CORE = 6  # notebooks of the course, 01 to 06; the primer and those that go deeper are run one by one
 QUIET_KERNEL = [  # nothing of its own on stderr: neither hints, nor what asyncio says of a task cut off at the end
     "--IPKernelApp.log_level=CRITICAL",
     '--IPKernelApp.logging_config={"loggers": {"asyncio": {"level": "CRITICAL"}}}',
@@ -161,7 +161,7 @@ def run_lessons(run_dir, values, report=print):
         for path in lessons():  # what an earlier run has left is not of this one
             for name in (path.name, f"{path.stem}_failed.ipynb"):
                 (folder / "notebooks" / name).unlink(missing_ok=True)
-        for path in lessons()[:CORE]:
+        for path in [path for path in lessons() if not path.name.startswith("00_")][:CORE]:
             started = time.perf_counter()
             run_lesson(path, folder, values, News(report))
             report(f"{path.stem:<18} done in {time.perf_counter() - started:5.1f} s")
