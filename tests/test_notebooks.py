@@ -6,6 +6,7 @@ import copy
 import importlib
 import io
 import json
+import linecache
 import os
 import re
 import shutil
@@ -38,7 +39,9 @@ LESSONS = [committed(path) for path in lessons.lessons()]
 NAMES = [path.stem for path in LESSONS]
 OF_ANY_DATA = [path for path in LESSONS if path.stem not in ("00_primer", "07_phantoms")]
 TAUGHT = {
-    "02_preprocessing": ["fill_holes", "fill_outline"],
+    "01_loading": ["split_pairs"],
+    "02_preprocessing": ["fill_holes", "fill_outline", "augment"],
+    "03_verification": ["outliers"],
     "04_unet": ["ConvBlock", "Down", "Up", "UNet"],
     "05_training": ["dice_loss", "combined_loss", "train_one_epoch", "train_briefly"],
     "06_evaluation": ["dice_score", "iou_score", "overlap_scores"],
@@ -509,11 +512,13 @@ def execute(path, values, *changes, cells=None):
     names, printed = {"__name__": "__main__"}, io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         patch.delenv("JPY_SESSION_NAME", raising=False)
-        for source, tagged in sources:
+        for number, (source, tagged) in enumerate(sources, 1):
             tree = ast.parse(source)
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, path.name, "exec"), names)
-            shown = eval(compile(ast.Expression(last.value), path.name, "eval"), names) if last else None
+            name = f"{path.stem}, code cell {number}"
+            linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # as a kernel does
+            exec(compile(tree, name, "exec"), names)
+            shown = eval(compile(ast.Expression(last.value), name, "eval"), names) if last else None
             if hasattr(shown, "savefig"):
                 shown.savefig(io.BytesIO())
             elif hasattr(shown, "to_html"):

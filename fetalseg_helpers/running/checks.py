@@ -148,8 +148,11 @@ def sharp(figure):
     """A figure as PNG with two pixels for each of the screen, its size there, and its titles as alternative text."""
     drawn, stored = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=200, bbox_inches="tight")
-    with Image.open(drawn) as image:  # 256 colours look the same, and take half the space
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
+    with Image.open(drawn) as image:
+        picture = image.convert("RGB")
+        if not any(axis.get_label() == "<colorbar>" for axis in figure.axes):
+            picture = picture.quantize(256, dither=Image.Dither.NONE)  # looks the same, and takes half the space
+        picture.save(stored, "png", optimize=True)
         size = {"width": image.width // 2, "height": image.height // 2}
     titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     return stored.getvalue(), size | {"alt": "; ".join(title.replace("\n", " ") for title in titles if title)}
