@@ -294,12 +294,12 @@ def load_pairs(root):
     return pairs
 
 
-def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination"):
-    """Find, pair and split the data; write `manifest.csv` and, beside it, `data.json` that says from what."""
+def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination", deal=split_pairs):
+    """Find, pair and split the data, by `deal`; write `manifest.csv` and, beside it, `data.json` that says from what."""
     with workspace.locked(run_dir) as folder:
         root = find_data(data, run_dir, phantoms)
         pairs = load_pairs(root).dropna(subset=["image_path", "mask_path"])
-        pairs["split"] = split_pairs(pairs, split_by, seed)
+        pairs["split"] = deal(pairs, split_by, seed)
         pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
         made = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by, "root": shown(root)}
         made["files"] = fingerprint_files(root, pairs)

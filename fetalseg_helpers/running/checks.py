@@ -105,7 +105,8 @@ def begin(names):
         if variable in os.environ and name not in given and names.get(name) == stored:
             names[name] = type(stored)(os.environ[variable])
             print(f"{name} = {names[name]!r}, from the environment variable {variable}")
-    values = {name: names[name] for name in PARAMETERS if name in names}
+    own = PAGE["values"] if PAGE.get("names") is names else PARAMETERS  # later, other names may be such as well
+    values = {name: names[name] for name in own if name in names}
     check_parameters(**values)
     shell = get_ipython()
     if shell and not PAGE:
