@@ -14,7 +14,7 @@ from fetalseg_helpers.workspace import read_json
 
 TINY = SMALL | {"width": 32, "height": 32, "base_channels": 2, "depth": 2, "overfit_steps": 4}
 Change = namedtuple("Change", "in_4 in_5 in_6", defaults=((), (), ()))
-IMPORTS = "from torch import nn\nfrom fetalseg_helpers.unet import NORMALISATIONS, check_divisible\n"
+IMPORTS = "import torch\nfrom torch import nn\nfrom fetalseg_helpers.unet import NORMALISATIONS, check_divisible\n"
 MAKE = "return unet.make_network(base_channels, depth, normalisation)"
 OWN = "own_network = None"
 
@@ -46,14 +46,14 @@ FOCAL = (
     "    bce = ((1 - torch.exp(-bce)) ** 2 * bce).mean()",
 )
 INVERTED = (
-    "augmentation = preprocessing.augment if augmented else None",
+    "augmentation = preprocessing.augment if settings.augmented else None",
     "augmentation = lambda image, mask, rng: (255 - image, mask)",
 )
 MINE = ("    circumference_error,\n]", "    circumference_error,\n    lambda *_: {'mine': 7},\n]")
 MOMENTUM = (
-    "resume=resume\n)",
-    "resume=resume\n)\n"
-    "trainer.make_optimiser = lambda network, settings: torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)",
+    "return torch.optim.Adam(\n        network.parameters(), lr=settings.learning_rate, "
+    "weight_decay=settings.weight_decay, fused=True\n    )",
+    "return torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)",
 )
 CHANGES = {
     "a smoothing of 100": Change(in_5=[("smooth=1.0", "smooth=100.0")]),

@@ -381,7 +381,9 @@ def test_notebook_6_s_table_of_cuts_holds_the_mean_dice_of_scoring_each_by_itsel
     names = {"np": np, "pd": pd, "preprocessing": preprocessing, "evaluation": evaluation}
     names |= {"network": network, "canvas": CANVAS, "flip": flip, "dice_score": evaluation.dice_score}
     thresholds = [0.25, 0.5, 0.7]
-    table = defined(6, "score_cuts", **names)(pairs, thresholds)
+    rows = defined(6, "score_cuts", **names)(pairs, thresholds)
+    assert len(rows) == 2 * len(thresholds) * len(evaluation.REGIONS) and set(rows.image_id) == set(pairs.image_id)
+    table = rows.pivot_table(index="threshold", columns="region", values="dice")[list(evaluation.REGIONS)]
     assert list(table.index) == thresholds
     assert list(table.columns) == list(evaluation.REGIONS) == ["every", "largest", "filled", "ellipse"]
     for threshold in thresholds:
@@ -405,6 +407,13 @@ def test_an_examination_weighs_as_many_images_as_it_has():
     # A has three images: the mixed draw has the mean 1/4.
     scores, examinations = [0.0, 0.0, 0.0, 1.0], ["A", "A", "A", "B"]
     assert evaluation.bootstrap_interval(scores, examinations, level=0.4) == (0.25, 0.25)
+
+
+def test_notebook_6_s_bootstrap_in_a_loop_gives_the_same_interval():
+    names = {"np": np, "pd": pd, "draws": 300, "seed": 4}
+    scores, examinations = [0.1, 0.9, 0.7, 0.95, 0.4, 0.8], ["B", "A", "B", "C", "D", "D"]
+    expected = evaluation.bootstrap_interval(scores, examinations, draws=300, seed=4)
+    assert defined(6, "bootstrap", **names)(scores, examinations) == pytest.approx(expected)
 
 
 def test_the_interval_of_a_single_examination_is_its_mean():

@@ -3,7 +3,7 @@
     python tests/benchmarks/sim_to_real.py FOLDER_OF_REAL_DATA --out runs/sim_to_real [--count 2000] [--repeats 2]
 
 Writes `real.csv` (each real pair scored by the network that saw phantoms alone, at native size) and `transfer.csv`
-(mean Dice on the real test split, from nothing and pretrained, for each number of pairs and each repeat). About
+(mean Dice on the real test split, from scratch and pretrained, for each number of pairs and each repeat). About
 20 minutes of training on two cores for 2,000 phantoms, and ten minutes for each repeat.
 """
 
@@ -23,7 +23,7 @@ from fetalseg_helpers.phantoms.dataset import write_phantoms
 from fetalseg_helpers.running import lessons, trials
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
-STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from nothing and pretrained
+STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from scratch and pretrained
 TUNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 none was clearly better on the validation images, with 16 pairs
 
 
@@ -35,7 +35,7 @@ TUNING_RATE = 3e-4  # of 1e-4, 3e-4 and 1e-3 none was clearly better on the vali
 def main(data, out, count, repeats):
     """Measure what phantoms are worth on real frames."""
     out = out.resolve()
-    larger = {"width": 192, "height": 128, "epochs": 28, "patience": 28}  # than the preset, as in the README
+    larger = {"width": 192, "height": 128, "epochs": 28, "patience": 28}  # than the preset, as in RESULTS.md
     preset = lessons.read_preset("laptop") | larger
     settings = training.Settings.of(preset)
     folder, run = out / f"phantom_{count}", out / "run"
@@ -64,14 +64,14 @@ def main(data, out, count, repeats):
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(dataset))
         for pairs_seen, steps in STEPS.items():
-            for how in ("from nothing", "from phantoms"):
+            for how in ("from scratch", "from phantoms"):
                 torch.manual_seed(repeat)
                 fresh = (
                     unet.make_network(*(state["settings"][name] for name in training.ARCHITECTURE))
-                    if how == "from nothing"
+                    if how == "from scratch"
                     else copy.deepcopy(network)
                 )
-                chosen = settings if how == "from nothing" else replace(settings, learning_rate=TUNING_RATE)
+                chosen = settings if how == "from scratch" else replace(settings, learning_rate=TUNING_RATE)
                 trained = trials.train_briefly(fresh, dataset, order[:pairs_seen], steps, chosen)
                 predict = evaluation.make_predictor(trained, state["canvas"], flip=True)
                 dice = evaluation.score_pairs(predict, test).dice
