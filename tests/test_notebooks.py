@@ -491,7 +491,7 @@ def folders(made_once):
     return made_once("notebooks", write)
 
 
-def execute(path, values, *changes, cells=None):
+def execute(path, values, *changes, cells=None, times=1, names=None):
     """Run a notebook's code cells, figures and tables drawn as Jupyter draws them.
 
     Parameters
@@ -502,6 +502,10 @@ def execute(path, values, *changes, cells=None):
         Text that stands once in the notebook, and what a student writes in its place.
     cells : int, optional
         How many cells; by default all.
+    times : int
+        How often each cell is run, one time after the other.
+    names : dict, optional
+        What an earlier pass has left in the kernel.
 
     Returns
     -------
@@ -513,10 +517,10 @@ def execute(path, values, *changes, cells=None):
     for old, new in changes:
         assert sum(source.count(old) for source, _ in sources) == 1, old
         sources = [(source.replace(old, new), tagged) for source, tagged in sources]
-    names, printed = {"__name__": "__main__"}, io.StringIO()
+    names, printed = {"__name__": "__main__"} if names is None else names, io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         patch.delenv("JPY_SESSION_NAME", raising=False)
-        for number, (source, tagged) in enumerate(sources, 1):
+        for number, (source, tagged) in enumerate((one for one in sources for _ in range(times)), 1):
             tree = ast.parse(source)
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
             name = f"{path.stem}, code cell {number}"
@@ -579,6 +583,58 @@ def test_notebook_5_trains_what_the_command_line_trains(alone, folders):
     pd.testing.assert_frame_equal(
         history.drop(columns="seconds"), names["history"].drop(columns="seconds"), check_exact=True
     )
+
+
+# No hidden state: what a cell does depends on the cells above it and on nothing else.
+
+
+def results(run_dir):
+    """What a notebook has left in its run folder, but for figures, times and paths."""
+    found = {}
+    for path in sorted(run_dir.rglob("*")):
+        if path.suffix == ".npy":
+            found[path.name] = path.read_bytes()
+        elif path.name in ("manifest.csv", "verification.csv", "metrics.csv", "leak.csv", "robustness.csv"):
+            found[path.name] = path.read_text(encoding="utf-8")
+        elif path.name == "history.csv":
+            found[path.name] = pd.read_csv(path).drop(columns="seconds").to_csv()
+        elif path.name == "metrics.json":
+            found[path.name] = {**workspace.read_json(path), "parameters": None}
+    return found
+
+
+@executed
+@pytest.mark.parametrize("number", range(lessons.CORE + 1), ids=NAMES[: lessons.CORE + 1])
+def test_cells_that_run_twice_leave_what_they_leave_when_they_run_once(number, alone, folders):
+    once, _ = alone(number)
+    run_dir = folders / f"twice_{number}_{os.getpid()}"
+    with pytest.MonkeyPatch.context() as patch:
+        if number == 6:
+            patch.setattr(training, "Settings", partial(training.Settings, base_channels=4, depth=3, epochs=12))
+        names, printed = execute(lesson(number), SMALL | {"run_dir": str(run_dir)}, times=2)
+    assert_promises(printed)
+    left = results(run_dir)
+    assert left == results(folders / f"alone_{number}_{os.getpid()}") and (left or number in (0, 4))
+    kinds = (int, float, str, bool)
+    plain = {name for name, value in once.items() if isinstance(value, kinds) and name not in ("run_dir", "seconds")}
+    changed = {name for name in plain if names[name] != once[name] and "second" not in name and "start" not in name}
+    assert not changed, {name: (once[name], names[name]) for name in changed}
+
+
+@executed
+@pytest.mark.parametrize(("number", "name", "value"), [(2, "width", 48), (5, "epochs", 1), (6, "threshold", 0.3)])
+def test_cells_that_run_again_after_a_changed_parameter_give_what_a_fresh_kernel_gives(
+    number, name, value, alone, folders
+):
+    usual, _ = alone(6)
+    fresh, used = (folders / f"{kind}_{name}_{os.getpid()}" for kind in ("fresh", "used"))
+    for folder in (fresh, used):
+        if number == 6:
+            shutil.copytree(usual["folder"], folder)
+    execute(lesson(number), SMALL | {"run_dir": str(fresh), name: value})
+    names, _ = execute(lesson(number), SMALL | {"run_dir": str(used)})
+    execute(lesson(number), SMALL | {"run_dir": str(used), name: value}, names=names)
+    assert results(used) == results(fresh)
 
 
 # What a student changes on the page takes effect in that notebook, and nothing raises.
@@ -680,8 +736,8 @@ def test_a_notebook_of_another_copy_of_the_course_is_refused(path, tmp_path, mon
     ("wrong", "sentence"),
     [
         ({"epochs": "three"}, "epochs is 'three' of type str, but must be a whole number."),
-        ({"augmented": "false"}, "augmented is 'false' of type str, but must be true or false."),
-        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3' of type str, but must be a number."),
+        ({"augmented": "false"}, "augmented is 'false' of type str, but must be true or false: write False."),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3' of type str, but must be a number: write 0.001."),
         ({"epochs": 0}, "epochs is 0, but must lie between 1 and 10000."),
         ({"schedule": "weekly"}, "schedule is 'weekly', but must be one of one-cycle, constant."),
         (
@@ -789,3 +845,15 @@ def test_nbval_notices_a_changed_number_unless_a_cell_may_differ(tmp_path):
     nbformat.write(notebook, tmp_path / "notebooks" / "changed.ipynb")
     result = nbval(tmp_path, "changed")
     assert result.returncode == 1 and "1 failed, 1 passed" in result.stdout
+
+
+def test_every_link_to_the_glossary_leads_to_a_term():
+    glossary = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^## (.+)$", glossary, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", term.lower()).replace(" ", "-") for term in terms}
+    assert len(anchors) == len(terms) > 60
+    for path in LESSONS:
+        prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+        linked = set(re.findall(r"GLOSSARY\.md#([\w-]+)", prose))
+        assert linked <= anchors, (path.name, linked - anchors)
+        assert len(linked) >= 4 or path.stem == "00_primer", path.name

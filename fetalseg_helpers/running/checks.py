@@ -8,6 +8,7 @@ import os
 import platform
 import textwrap
 from collections import namedtuple
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,10 +72,11 @@ def check_parameters(**values):
         kind, low, high, choices = PARAMETERS[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
             wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-            how = {"true": ": write True", "false": ": write False"}.get(str(value).lower(), "")
-            if type(value) is str and kind in (int, float):
-                how = f": write it as {kind.__name__}, such as 0.001 for 1e-3"
-            raise FetalsegError(f"{name} is {value!r} of type {type(value).__name__}, but must be {wanted}{how}.")
+            meant = {"true": True, "false": False}.get(str(value).lower()) if kind is bool else None
+            with suppress(ValueError, TypeError, OverflowError):  # text that is a number
+                meant = kind(float(value)) if kind in (int, float) else meant
+            hint = "" if meant is None or type(value) is not str else f": write {meant}"
+            raise FetalsegError(f"{name} is {value!r} of type {type(value).__name__}, but must be {wanted}{hint}.")
         if choices and value not in choices:
             raise FetalsegError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
         if low is not None and not low <= value <= high:
