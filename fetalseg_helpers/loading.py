@@ -295,7 +295,7 @@ def load_pairs(root):
 
 
 def write_manifest(run_dir, data="phantom", seed=0, phantoms=400, split_by="examination", deal=split_pairs):
-    """Find, pair and split the data, by `deal`; write `manifest.csv` and, beside it, `data.json` that says from what."""
+    """Find, pair and split the data (by `deal`); write `manifest.csv` and `data.json`, which says from what."""
     with workspace.locked(run_dir) as folder:
         root = find_data(data, run_dir, phantoms)
         pairs = load_pairs(root).dropna(subset=["image_path", "mask_path"])

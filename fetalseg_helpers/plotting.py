@@ -22,7 +22,7 @@ def new_figure(rows=1, columns=1, height=2.6, suptitle=None, **options):
 def save(figure, path):
     """Save a figure as PNG and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
 def legend_below(figure, fontsize=8):

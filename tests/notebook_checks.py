@@ -17,6 +17,7 @@ from fetalseg_helpers.running.checks import PARAMETERS
 from fetalseg_helpers.workspace import FetalsegError, project_root
 
 LONGEST_CELL, LONGEST_OUTPUT = 30, 100  # lines
+LARGEST_NOTEBOOK = 2_000_000  # bytes
 LARGEST_FIGURE = (700, 450)  # pixels
 NUMBER = r"(?<![\w.])\d[\d,]*(?:\.\d+)?"  # 316, 0.956 or 31,030,593
 MACHINE_PATH = r"/home/|/Users/|/tmp/|/private/|/mnt/|\b[A-Za-z]:\\"  # and below, the folders of this machine
@@ -79,6 +80,8 @@ def check_notebook(path):
         problems.append(
             f"the execution counts are {counts}, not 1 to {len(code)}: restart the kernel and run all cells."
         )
+    if Path(path).stat().st_size > LARGEST_NOTEBOOK:
+        problems.append(f"it is larger than {LARGEST_NOTEBOOK / 1e6:.0f} MB.")
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         problems.append("the kernelspec is not python3.")
     if "widgets" in notebook.metadata:

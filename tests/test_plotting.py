@@ -170,4 +170,4 @@ def test_truth_and_prediction_differ_in_color_and_line_style():
 
 def test_a_saved_figure_is_a_png_in_a_folder_that_is_made(tmp_path):
     plotting.save(plotting.new_figure()[0], tmp_path / "new" / "curve.png")
-    assert cv2.imread(str(tmp_path / "new" / "curve.png")).shape == (260, 680, 3)
+    assert cv2.imread(str(tmp_path / "new" / "curve.png")).shape == (520, 1360, 3)

@@ -14,7 +14,8 @@ from fetalseg_helpers import workspace
 
 ROOT = workspace.project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTIONS = {"cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "pyyaml", "pil": "pillow"}  # of modules named otherwise
+# of modules that are named otherwise
+DISTRIBUTIONS = {"cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "pyyaml", "pil": "pillow"}
 
 
 def lines(name):

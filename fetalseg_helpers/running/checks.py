@@ -156,7 +156,8 @@ def sharp(figure):
     with Image.open(drawn) as image:
         picture = image.convert("RGB")
     size = {"width": picture.width // 2, "height": picture.height // 2}
-    if not any(axis.get_label() == "<colorbar>" for axis in figure.axes):  # few colours look the same in half the space
+    maps = {image.get_cmap().name for axis in figure.axes for image in axis.images}
+    if maps <= {"gray"}:  # then few colours look the same, and take half the space
         picture = with_few_colours(picture)
     picture.save(stored, "png", optimize=True)
     titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
@@ -164,14 +165,14 @@ def sharp(figure):
 
 
 def with_few_colours(picture):
-    """A picture in every third grey, and in the 128 colours that cover its coloured pixels best."""
+    """A picture in every fifth grey, and in the 128 colours that cover its coloured pixels best."""
     pixels = np.asarray(picture)
-    index = np.uint8(pixels.mean(axis=2) / 3 + 0.5)  # (height, width), 0 to 85
-    palette = np.repeat(np.arange(0, 256, 3), 3).tolist()
+    index = np.uint8(pixels.mean(axis=2) / 5 + 0.5)  # (height, width), 0 to 51
+    palette = np.repeat(np.arange(0, 256, 5), 3).tolist()
     coloured = np.ptp(pixels, axis=2) > 8
     if coloured.any():
         chosen = Image.fromarray(pixels[coloured][None]).quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=0)
-        index[coloured] = 86 + np.asarray(chosen)[0]
+        index[coloured] = 52 + np.asarray(chosen)[0]
         palette += chosen.getpalette()
     small = Image.fromarray(index)
     small.putpalette(palette)
