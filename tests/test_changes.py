@@ -1,5 +1,6 @@
 """What students change in coursework: each change takes effect in notebooks 4 to 6, and nothing raises."""
 
+import os
 import re
 from collections import namedtuple
 
@@ -72,7 +73,7 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def usual(folders):  # noqa: F811
     """What notebooks 4 to 6 leave without a change."""
-    return run(folders / "unchanged", Change())
+    return run(folders / f"unchanged_{os.getpid()}", Change())
 
 
 def run(folder, change, **values):
@@ -80,6 +81,8 @@ def run(folder, change, **values):
     values = TINY | {"run_dir": str(folder)} | values
     done, said = {}, ""
     for number, changes in zip((4, 5, 6), change, strict=True):
+        if number == 4 and not changes and change != Change():
+            continue  # notebook 4 as it is runs once, in `usual`
         done[number], printed = execute(lesson(number), values, *changes)
         said += printed
     return done, said

@@ -151,14 +151,6 @@ def test_pairs_are_scored_at_their_own_size_and_their_predictions_written(held_o
         assert (row.truth_pixels, row.predicted_pixels) == (truth.sum(), (written > 0).sum())
 
 
-def test_predictions_of_another_split_do_not_stay_beside_those_of_this_one(held_out, tmp_path):
-    for name in ("999_HC_pred.png", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    evaluation.score_pairs(bright, held_out, save_to=tmp_path)
-    expected = {f"{name}_pred.png" for name in held_out.image_id} | {"notes.txt"}
-    assert {path.name for path in tmp_path.iterdir()} == expected
-
-
 def test_a_score_of_ones_own_adds_its_columns(held_out):
     seen = []
 

@@ -656,18 +656,6 @@ def test_another_filling_makes_other_prepared_masks(alone, folders):
 
 
 @executed
-def test_another_block_is_traced_drawn_and_overfitted(folders):
-    names, printed = execute(
-        lesson(4),
-        SMALL | {"run_dir": str(folders / "block")},
-        ("nn.ReLU(inplace=True),", "nn.LeakyReLU(0.1, inplace=True),\n                nn.Conv2d(out_channels, "
-         "out_channels, kernel_size=1),"),
-    )  # fmt: skip
-    assert_promises(printed, HOPES | {"NO  the paper's widths give 31,030,593 parameters"})
-    assert "LeakyReLU" in str(names["network"]) and "31,030,593" not in printed.split("this notebook's")[0]
-
-
-@executed
 def test_another_loss_epoch_and_network_are_what_is_trained(alone, folders):
     usual, _ = alone(5)
     names, printed = execute(
@@ -692,6 +680,7 @@ def test_another_score_fills_the_metrics(alone, folders):
     usual, _ = alone(6)
     folder = folders / "score"
     shutil.copytree(usual["folder"], folder)
+    (folder / "predictions" / "999_HC_pred.png").write_text("of another split")
     _, printed = execute(
         lesson(6),
         SMALL | {"run_dir": str(folder)},
@@ -701,6 +690,7 @@ def test_another_score_fills_the_metrics(alone, folders):
     assert_promises(printed, HOPES | {"NO  IoU = Dice / (2 - Dice), everywhere"})
     before, after = (pd.read_csv(path / "metrics.csv") for path in (usual["folder"], folder))
     assert np.allclose(after.dice, before.dice / 2) and (after.mine == 7).all()
+    assert {path.name for path in (folder / "predictions").iterdir()} == {f"{name}_pred.png" for name in after.image_id}
 
 
 @executed
