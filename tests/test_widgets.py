@@ -42,7 +42,18 @@ def figure_of(value):
     return figure
 
 
-def test_a_moved_slider_draws_again_with_the_new_value():
+@pytest.fixture
+def on_a_screen(monkeypatch):
+    """As in a kernel that JupyterLab has started."""
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+
+
+def test_headless_the_figure_stands_where_the_sliders_would(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert isinstance(widgets.explore(lambda at=3: figure_of(at), at=(0, 10, 1)), Figure)
+
+
+def test_a_moved_slider_draws_again_with_the_new_value(on_a_screen):
     drawn = []
 
     def draw(at=3):
@@ -58,7 +69,7 @@ def test_a_moved_slider_draws_again_with_the_new_value():
     assert before.startswith(b"\x89PNG") and after.startswith(b"\x89PNG") and before != after
 
 
-def test_every_control_reaches_its_argument():
+def test_every_control_reaches_its_argument(on_a_screen):
     drawn = []
 
     def draw(rank, kind):
@@ -70,12 +81,12 @@ def test_every_control_reaches_its_argument():
     assert drawn[-1] == (3, "best")
 
 
-def test_a_slider_waits_until_it_is_released():
+def test_a_slider_waits_until_it_is_released(on_a_screen):
     slider, _ = widgets.explore(lambda at: figure_of(at), at=(0.0, 1.0, 0.1)).children
     assert isinstance(slider, ipywidgets.FloatSlider) and slider.continuous_update is False
 
 
-def test_no_output_widget_is_made_since_it_can_hang_a_headless_run():
+def test_no_output_widget_is_made(on_a_screen):
     panel = widgets.explore(lambda at: figure_of(at), at=(0, 1, 1))
     assert not any(isinstance(child, ipywidgets.Output) for child in panel.children)
     for path in (workspace.project_root() / "notebooks").glob("*.ipynb"):

@@ -1,7 +1,6 @@
 """What moves on the screen: sliders around a function that the cell before has drawn once, and a growing curve."""
 
 import inspect
-import io
 import os
 from contextlib import closing
 
@@ -9,23 +8,25 @@ import ipywidgets
 from IPython.display import display
 from tqdm.auto import tqdm
 
+from fetalseg_helpers.running.checks import sharp
+
 
 def explore(draw, **controls):
     """Controls above a figure that is drawn again whenever one of them is released, as an `ipywidgets.VBox`.
 
     `draw` returns a figure; its arguments are named like the controls, and their defaults are where these start. A
     control is a widget or what `ipywidgets.interact` makes one of: (lowest, highest, step), or a list of choices.
-
-    The figure is an image widget and not an Output widget, as `ipywidgets.interact` would make: headless, nbclient
-    answers an Output widget while the kernel is busy, and now and then both then wait for each other for ever.
+    Headless it gives the figure alone, which every page can show.
     """
-    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none", width="fit-content"))
+    if not somebody_watches():
+        return draw()
+    picture = ipywidgets.Image(format="png")
     chosen = {}
 
     def redraw(_=None):
-        buffer = io.BytesIO()
-        draw(**{name: control.value for name, control in chosen.items()}).savefig(buffer, bbox_inches="tight")
-        picture.value = buffer.getvalue()
+        figure = draw(**{name: control.value for name, control in chosen.items()})
+        picture.value, about = sharp(figure)
+        picture.layout.width = f"{about['width']}px"
 
     arguments = inspect.signature(draw).parameters
     for name, control in controls.items():
