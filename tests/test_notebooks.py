@@ -528,7 +528,7 @@ def execute(path, values, *changes, cells=None, times=1, names=None):
             exec(compile(tree, name, "exec"), names)
             shown = eval(compile(ast.Expression(last.value), name, "eval"), names) if last else None
             if hasattr(shown, "savefig"):
-                shown.savefig(io.BytesIO())
+                shown.savefig(io.BytesIO(), dpi=30)  # every part is drawn, on few pixels
             elif hasattr(shown, "to_html"):
                 shown.to_html()
             if tagged:

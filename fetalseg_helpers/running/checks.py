@@ -152,14 +152,14 @@ def explain(shell, kind, error, trace, tb_offset=None):
 def sharp(figure):
     """A figure as PNG with two pixels for each of the screen, its size there, and its titles as alternative text."""
     drawn, stored = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, dpi=200, bbox_inches="tight")
+    figure.savefig(drawn, dpi=200, bbox_inches="tight", pil_kwargs={"compress_level": 1})
     with Image.open(drawn) as image:
         picture = image.convert("RGB")
     size = {"width": picture.width // 2, "height": picture.height // 2}
     maps = {image.get_cmap().name for axis in figure.axes for image in axis.images}
     if maps <= {"gray"}:  # then few colours look the same, and take half the space
         picture = with_few_colours(picture)
-    picture.save(stored, "png", optimize=True)
+    picture.save(stored, "png")
     titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     return stored.getvalue(), size | {"alt": "; ".join(title.replace("\n", " ") for title in titles if title)}
 
