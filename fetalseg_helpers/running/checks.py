@@ -63,6 +63,14 @@ PARAMETERS = {  # what each parameter of a notebook may be
 }
 
 
+def rule_of(name):
+    """The `Rule` of a parameter; a FetalsegError names the nearest where no notebook has one of that name."""
+    if name not in PARAMETERS:
+        near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
+        raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
+    return PARAMETERS[name]
+
+
 def check_parameters(**values):
     """Make sure that a notebook's parameters have the type and the range that they need.
 
@@ -99,9 +107,7 @@ def begin(names):
     """
     given = injected(names.get("In", []))
     for name, value in given.items():
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
-            raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
+        rule_of(name)
         if names.get(name, value) != value:
             lost = "the cell of the parameters has lost its tag `parameters`"
             raise FetalsegError(f"{name} was given as {value!r}, and is {names[name]!r}: {lost}.")

@@ -1,7 +1,6 @@
 """The notebooks of the course, executed in a row with papermill: with which parameters, and in which run folder."""
 
 import ast
-import difflib
 import io
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
+from fetalseg_helpers.running.checks import check_parameters, rule_of
 from fetalseg_helpers.workspace import FetalsegError, locked, project_root, read_json, run_folder, shown, written_whole
 
 CORE = 6  # notebooks of the course, 01 to 06; the primer and those that go deeper are run one by one
@@ -55,10 +54,7 @@ def parse_parameters(pairs, data=None):
     """
     values = {}
     for name, text in [*pairs, ("data", data)] if data else pairs:
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=0)
-            raise FetalsegError(f"no notebook has a parameter '{name}': did you mean '{near[0]}'?")
-        kind = PARAMETERS[name].kind
+        kind = rule_of(name).kind
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
