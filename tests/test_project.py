@@ -1,6 +1,7 @@
 """The project as a whole: one list of packages, the same test command everywhere, pictures that exist."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -85,3 +86,10 @@ def test_every_stored_figure_is_made_by_the_notebook_of_its_number():
     for path in (ROOT / "figures").glob("*.png"):
         notebook = next((ROOT / "notebooks").glob(f"{path.name[:2]}_*.ipynb"))
         assert path.name in notebook.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.xdist_group("together")
+def test_tests_that_share_what_is_dear_stay_in_one_process(request):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("the tests run in a single process: run them with -n 2")
+    assert request.node.nodeid.endswith("@together")  # a pytest that this pytest-xdist does not know makes all twice
