@@ -13,7 +13,7 @@ Read them in this order, each beside the notebook of its name:
     ellipses        the geometry that phantoms and scores share
 
 Three folders go deeper: `phantoms` (the simulator of notebook 7), `beyond_dice` (the scores of notebook 8 and of the
-command `evaluate`) and `running` (papermill, many runs, many processes, downloads, widgets). The command line is in
+command `evaluate`) and `running` (stages, papermill, many runs and processes, downloads, widgets). The command line is
 `__main__`.
 """
 

@@ -20,6 +20,9 @@ of_notebooks = [  # what the commands `run` and `train` both take
     click.Option(["--data"], metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom."),
     click.Option(["--preset"], type=click.Choice(["quick", "laptop", "reference"]), help="Default: quick."),
     click.Option(["--run-dir"], type=path, metavar="DIR", help="The run folder. Default: one below runs/."),
+    click.Option(
+        ["--examinations"], metavar="CSV|PATTERN", help="Which frames belong together, if not by their names."
+    ),
     click.Option(["-p", "parameters"], nargs=2, multiple=True, metavar="NAME VALUE", help="One or more parameters."),
 ]
 
@@ -54,13 +57,14 @@ def cli():
 
 
 @cli.command(params=list(of_notebooks))
-def run(data, preset, run_dir, parameters):
+def run(data, preset, run_dir, examinations, parameters):
     """Execute the six notebooks in a row."""
-    from fetalseg_helpers import loading, unet, workspace
-    from fetalseg_helpers.running import lessons
+    from fetalseg_helpers import unet, workspace
+    from fetalseg_helpers.running import lessons, report, stages
 
     preset = preset or "quick"
-    values = lessons.read_preset("quick") | lessons.read_preset(preset) | lessons.parse_parameters(parameters, data)
+    values = lessons.read_preset("quick") | lessons.read_preset(preset)
+    values |= lessons.parse_parameters(parameters, data=data, examinations=examinations)
     unet.check_divisible(values["height"], values["width"], values["depth"])
     data = values["data"]
     if "run_dir" in values and not run_dir:  # a notebook's parameter, so relative to the project
@@ -68,9 +72,10 @@ def run(data, preset, run_dir, parameters):
     folder = lessons.choose_folder(run_dir, data, preset)
     where = workspace.shown(folder)
     if data != "phantom":
-        loading.find_data(data, folder)
+        stages.find_data(data, folder)
     click.echo(f"Six notebooks, data '{data}', preset '{preset}', run folder {where}.")
     lessons.run_lessons(folder, values, report=click.echo)
+    click.echo(report.of_run(folder))
     metrics = workspace.read_json(folder / "metrics.json")
     for name in ("Dice", "IoU"):
         low, high = metrics[f"{name.lower()}_interval_95"]
@@ -106,35 +111,47 @@ def fetch(name, folder):
     from fetalseg_helpers.beyond_dice.model_card import LICENCES
     from fetalseg_helpers.running import downloads
 
-    click.echo(f"{name} lies in {downloads.fetch(name, folder)}. Credit it: {LICENCES[name]}")
+    folder = downloads.fetch(name, folder)
+    place = f"{folder.readlink()} and is used from there, through the link {folder}" if folder.is_symlink() else folder
+    click.echo(f"{name} lies in {place}. Credit it: {LICENCES[name]}")
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=path)
-def verify(folder):
-    """Check images, outlines and pairs of a data set; exit 1 if there is a defect."""
+@click.option("--examinations", metavar="CSV|PATTERN", help="Which frames belong together, if not by their names.")
+@click.option("--all", "every", is_flag=True, help="A line for each finding, not for each cause.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, for a machine.")
+def verify(folder, examinations, every, as_json):
+    """Check images, masks and pairs of a data set; exit 1 if there is a defect, 2 if the folder cannot be read."""
     from fetalseg_helpers import loading, verification
+    from fetalseg_helpers.running import lessons, report
+    from fetalseg_helpers.workspace import FetalsegError
 
-    pairs = loading.load_pairs(folder)
+    try:
+        given = lessons.parse_parameters([], examinations=examinations)
+        pairs = loading.load_pairs(folder, **given)
+    except FetalsegError as error:
+        click.echo(error, err=True)
+        sys.exit(2)
     findings, measurements = verification.verify_pairs(pairs)
-    for finding in findings.itertuples():
-        click.echo(f"{finding.severity:<8}{finding.check:<22}{finding.image_id}: {finding.detail}")
-    defects = int((findings.severity != "note").sum())
-    notes = len(findings) - defects
-    click.echo(f"{len(pairs)} names, {len(measurements)} usable pairs, {defects} defects, {notes} notes.")
-    sys.exit(1 if defects else 0)
+    if as_json:
+        click.echo(report.as_json(pairs, findings, measurements))
+    else:
+        for line in report.lines(pairs, findings, measurements, every):
+            click.echo(line)
+    sys.exit(0 if findings.severity.eq("note").all() else 1)
 
 
 @cli.command(params=list(of_notebooks))
 @click.option("--resume", is_flag=True, help="Go on where the training in the run folder stopped.")
 @click.option("--start", type=path, metavar="FILE", help="A checkpoint to fine-tune.")
-def train(data, preset, run_dir, resume, start, parameters):
+def train(data, preset, run_dir, examinations, resume, start, parameters):
     """Train without notebooks, a line per epoch. A run folder keeps the data that it was made from."""
     from fetalseg_helpers import training, unet
     from fetalseg_helpers.running import lessons, processes
     from fetalseg_helpers.workspace import FetalsegError, read_json
 
-    given = lessons.parse_parameters(parameters, data)
+    given = lessons.parse_parameters(parameters, data=data, examinations=examinations)
     for name in ("run_dir", "resume"):
         if name in given:
             raise FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
@@ -198,11 +215,11 @@ def predict(images, checkpoint, out, **given):
     network, state = training.load_network(checkpoint)
     cut = predictions.frozen_cut(checkpoint, state) | {key: value for key, value in given.items() if value is not None}
     predictor = evaluation.make_predictor(network, state["canvas"], **cut)
-    written, problems = predictions.predict_folder(predictor, images, out)
+    written, problems, passed = predictions.predict_folder(predictor, images, out)
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"cut at {cut['threshold']:.2f}, region '{cut['region']}', flip {cut['flip']}.")
-    click.echo(f"{written} predictions lie in {out}.")
+    click.echo("\n".join([*passed, f"{written} predictions lie in {out}."]))
     sys.exit(1 if problems else 0)
 
 

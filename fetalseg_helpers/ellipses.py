@@ -1,6 +1,6 @@
 """The geometry of an ellipse, which the phantoms draw and the scores measure."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from scipy.special import ellipe
@@ -10,14 +10,8 @@ from fetalseg_helpers.workspace import cv2
 LINE_HALF_WIDTH = 1.27  # px, the data set's outlines reach this far to both sides of the ellipse they follow
 
 
-class Ellipse(NamedTuple):
+class Ellipse(namedtuple("Ellipse", "x y a b angle")):
     """Centre and half axes in px, the angle of the first axis in degrees from +x to +y (down), as OpenCV has it."""
-
-    x: float
-    y: float
-    a: float
-    b: float
-    angle: float
 
 
 def ellipse_coordinates(ellipse, x, y):
@@ -30,8 +24,7 @@ def ellipse_coordinates(ellipse, x, y):
 
 
 def ellipse_perimeter(a, b):
-    """Length of an ellipse with half axes a and b, exactly: 4 a E(1 - (b / a)²), a the longer."""
-    a, b = max(a, b), min(a, b)
+    """Length of an ellipse with half axes a and b, exactly: 4 a E(1 - (b / a)²)."""
     return 4 * a * float(ellipe(1 - (b / a) ** 2))
 
 

@@ -25,21 +25,10 @@ def overlap_counts(prediction, truth):
 
 
 def dice_score(prediction, truth):
-    """Overlap of two masks, 2|P∩T| / (|P| + |T|) (Dice 1945).
+    """Overlap of two masks, 2|P∩T| / (|P| + |T|) (Dice 1945): 1.0 for identical masks, 0.0 for none in common.
 
-    Parameters
-    ----------
-    prediction, truth : array of bool or {0, 1}, shape (height, width)
-
-    Returns
-    -------
-    float
-        1.0 for identical masks, 0.0 for none in common. Two empty masks score 1.0.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or a value is neither 0 nor 1.
+    Both are arrays of bool or {0, 1}, shape (height, width). Two empty masks score 1.0. Shapes that differ, or a value
+    that is neither 0 nor 1, raise ValueError.
 
     Examples
     --------
@@ -72,27 +61,12 @@ def overlap_scores(prediction, truth, pixel_mm):
     return {"dice": dice, "iou": iou, "truth_pixels": true, "predicted_pixels": predicted}
 
 
-def likest_ellipse(regions):
-    """Of several regions, the largest first, the ellipse of the one that is most like its own: specks always are.
-
-    Beside an early head there may lie a body as large as it. Where no region has a Dice of 0.8, the largest stays.
-    """
-    best, overlap = regions[0], 0.8
-    for region in regions:
-        ellipse = border_ellipse(region)
-        if ellipse is not None:
-            drawn = draw_ellipse(ellipse, *region.shape[::-1])
-            likeness = dice_score(drawn, region)
-            if likeness >= overlap:
-                best, overlap = drawn, likeness
-    return best
-
-
 def tidied(mask):
     """Name and outcome (0 and 1) of each step of `REGIONS` for a mask, one after the other.
 
     Each knows more about heads than the one before: take all, the largest region (8 neighbours), that without holes,
-    or an ellipse. Regions with less than a fifth of the largest one's pixels are specks.
+    or the ellipse of the region that is most like its own: beside an early head there may lie a body as large as it.
+    Regions with less than a fifth of the largest one's pixels are specks, which are always like an ellipse.
     """
     yield "every", mask
     labels, sizes = preprocessing.label_regions(mask)
@@ -101,23 +75,22 @@ def tidied(mask):
     regions = [np.uint8(labels == number + 1) for number in large] or [np.uint8(labels)]
     yield "largest", regions[0]
     yield "filled", preprocessing.fill_holes(regions[0])
-    yield "ellipse", likest_ellipse(regions)
+    best, overlap = regions[0], 0.8  # the largest stays, where no region has this Dice with its ellipse
+    for region in regions:
+        ellipse = border_ellipse(region)
+        if ellipse is not None:
+            drawn = draw_ellipse(ellipse, *region.shape[::-1])
+            likeness = dice_score(drawn, region)
+            if likeness >= overlap:
+                best, overlap = drawn, likeness
+    yield "ellipse", best
 
 
 def cut(probability, threshold=0.5, region="largest"):
-    """Cut a probability map at a threshold, and tidy the mask.
+    """Cut a probability map, float of shape (height, width), at a threshold, and tidy the mask: uint8, 0 and 1.
 
-    Parameters
-    ----------
-    probability : array of float, shape (height, width)
-    threshold : float
-        The least probability that counts as tumor.
-    region : {'every', 'largest', 'filled', 'ellipse'}
-        Keep all regions; keep the largest; fill its holes too; or put one ellipse in its place.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, same shape, values 0 and 1
+    `threshold` is the least probability that counts as tumor. `region` 'every' keeps all regions, 'largest' the largest
+    one, 'filled' fills its holes too, and 'ellipse' puts one ellipse in its place; any other raises ValueError.
     """
     if region not in REGIONS:
         raise ValueError(f"region '{region}' is none of {', '.join(REGIONS)}.")
@@ -127,20 +100,10 @@ def cut(probability, threshold=0.5, region="largest"):
 
 @torch.inference_mode()
 def predict_image(network, image, canvas, flip=False):
-    """Probability map of one image at its own size.
+    """Probability map of one image, uint8 of shape (height, width), at its own size: float32, 0 to 1.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-    image : array of uint8, shape (height, width)
-    canvas : dict
-        `width`, `height` and `fit` of the canvas that the network was trained on.
-    flip : bool
-        Average over the image and its left-right mirror.
-
-    Returns
-    -------
-    numpy.ndarray of float32, shape (height, width), 0 to 1
+    `canvas` is a dictionary with the `width`, `height` and `fit` of the canvas that the network, a torch.nn.Module, was
+    trained on. With `flip`, the map is the average over the image and its left-right mirror.
     """
     network.eval()
     workspace.spare_threads()  # another process may keep a core busy
@@ -161,18 +124,10 @@ def make_predictor(network, canvas, threshold=0.5, region="largest", flip=False)
 def score_pairs(predict, pairs, scores=(overlap_scores,), pixel_mm=None, save_to=None):
     """Predict and score every pair at its own size, one at a time: a pandas.DataFrame with a row per image.
 
-    Parameters
-    ----------
-    predict : callable
-        Makes the mask of an image, as `make_predictor` gives it.
-    pairs : pandas.DataFrame
-        Rows of the manifest; `image_id` and `examination` are copied.
-    scores : sequence of callable
-        Each takes prediction, truth and the size of a pixel in mm, and gives a dictionary, as `overlap_scores`.
-    pixel_mm : pandas.Series, optional
-        Size of the pixels in mm by `image_id`; nan where an image is missing.
-    save_to : Path, optional
-        Folder for `<image_id>_pred.png`, 0/255.
+    `predict` makes the mask of an image, as `make_predictor` gives it. `pairs` are rows of the manifest, whose
+    `image_id` and `examination` are copied. Each of the `scores` takes prediction, truth and the size of a pixel in mm,
+    and gives a dictionary, as `overlap_scores`. `pixel_mm`, a pandas.Series, has that size by `image_id`; it is nan
+    for an image that is missing there. Predictions are saved into the folder `save_to` as `<image_id>_pred.png`, 0/255.
     """
     rows = []
     for pair in pairs.itertuples():
@@ -191,15 +146,9 @@ def bootstrap_interval(scores, examinations, draws=2000, seed=0, level=0.95):
     """Interval (low, high) of the mean by drawing whole examinations with replacement: cluster bootstrap, percentiles.
 
     Frames of one examination resemble each other; drawing images one by one would make the interval too narrow (Field
-    and Welsh, J. R. Statist. Soc. B 2007;69:369-390). For a single examination both ends are its mean.
-
-    Parameters
-    ----------
-    scores, examinations : sequence of float and of str
-        Of each image. None at all, or lengths that differ, raise ValueError.
-    draws, seed : int
-    level : float
-        Coverage, 0 to 1.
+    and Welsh, J. R. Statist. Soc. B 2007;69:369-390). For a single examination both ends are its mean. `scores` and
+    `examinations` (float and str) are those of each image: none at all, or lengths that differ, raise ValueError.
+    `level` is the coverage, 0 to 1.
     """
     if len(scores) == 0 or len(scores) != len(examinations):
         raise ValueError(f"{len(scores)} scores for {len(examinations)} examinations: one each, at least one.")
@@ -207,5 +156,4 @@ def bootstrap_interval(scores, examinations, draws=2000, seed=0, level=0.95):
     sums, counts = grouped.sum().to_numpy(), grouped.count().to_numpy()
     chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
     means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())

@@ -25,21 +25,20 @@ def save(figure, path):
     figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
-def legend_below(figure, fontsize=8):
+def legend_below(figure):
     """What is labelled in a figure's first axes, in one row under all of them."""
     labelled = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*labelled, loc="outside lower center", ncols=len(labelled[1]), fontsize=fontsize)
+    figure.legend(*labelled, loc="outside lower center", ncols=len(labelled[1]))
 
 
 def draw_outline(axis, mask, color, style="solid", label=None):
     """Draw the border of a 0/1 mask of shape (height, width); nothing for an empty one."""
-    mask = np.asarray(mask)
-    if mask.any():
-        padded = np.pad(mask.astype(float), 1)
-        rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
-        axis.contour(columns, rows, padded, levels=[0.5], colors=color, linestyles=style, linewidths=1.3)
+    height, width = np.shape(mask)
+    padded = np.pad(np.asarray(mask, dtype=float), 1)
+    if padded.any():
+        axis.contour(padded, [0.5], extent=(-1, width, -1, height), colors=color, linestyles=style, linewidths=1.3)
     axis.plot([], [], color=color, linestyle=style, label=label)
-    axis.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def draw_image(axis, image, title, truth=None, prediction=None, cmap="gray", white=255):
@@ -57,10 +56,7 @@ def draw_image(axis, image, title, truth=None, prediction=None, cmap="gray", whi
 def show_images(images, titles, columns=3, masks=None, predictions=None, suptitle=None):
     """Grey images side by side, `columns` in a row, with the borders of truth and prediction where they are given.
 
-    Parameters
-    ----------
-    images : list of array, shape (height, width), 0 to 255
-    masks, predictions : list of array of 0 and 1, or of None, same shapes
+    An image has the shape (height, width) and values from 0 to 255; its mask and prediction hold 0 and 1, or are None.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

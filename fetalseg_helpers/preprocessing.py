@@ -21,12 +21,16 @@ def binarise(mask, threshold=128):
 
 
 def is_line(mask):
-    """Whether a 0/1 mask is thin everywhere, measured by the area of its convex hull."""
-    if not mask.any():
+    """Whether a 0/1 mask is a line: 5 px wide or thin by the area of its convex hull, and longer than a dot."""
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
         return False
+    mask = np.pad(mask[top : top + height, left : left + width], 1)
     hull_area = cv2.contourArea(convex_hull(mask))
     half_width = cv2.distanceTransform(mask, cv2.DIST_L2, 5).max() - 0.5
-    return bool(half_width < 0.08 * np.sqrt(hull_area))
+    _, sizes = label_regions(mask)
+    thin = half_width < max(2.5, 0.08 * np.sqrt(hull_area))
+    return bool(thin and sizes.max() > 12 * half_width**2)  # for a dot, the factor is between 3 and 4
 
 
 def convex_hull(mask):
@@ -65,16 +69,17 @@ def fill_outline(outline):
 
     The line itself counts as inside. A closed line is filled by a hole filler. Where the frame cuts the line open, a
     hole filler finds no hole and leaves the line as it is; then the convex hull is the region, since a head is convex.
-    A region that is filled already stays as it is. Where no pixel is set, a FetalsegError says so.
+    A region that is filled already stays as it is, with its holes. Where no pixel is set, a FetalsegError says so.
     """
     line = binarise(outline)
     if not line.any():
         raise FetalsegError("the mask is empty: no pixel reaches 128.")
-    filled = fill_holes(line)
-    rest = without_specks(filled)
+    rest = without_specks(line)
     if not is_line(rest):
-        return filled
-    return cv2.fillConvexPoly(np.zeros_like(line), convex_hull(rest), 1)
+        return line
+    filled = fill_holes(line)
+    hull = cv2.fillConvexPoly(np.zeros_like(line), convex_hull(rest), 1)
+    return filled if filled.sum() > hull.sum() / 2 else hull
 
 
 def is_open(outline, mask):
@@ -162,7 +167,8 @@ def read_pair(image_path, mask_path, fill=fill_outline):
 
     A FetalsegError says that a file cannot be read, that the two differ in size, or that the mask is empty.
     """
-    image, outline = loading.read_grey(image_path), loading.read_grey(mask_path)
+    outline, _ = loading.read_mask(mask_path)
+    image = loading.read_grey(image_path)
     return image, fill_pair(image, outline, mask_path.name, fill)
 
 
@@ -171,6 +177,10 @@ def fill_pair(image, outline, name, fill=fill_outline):
     if image.shape != outline.shape:
         size, image_size = (f"{array.shape[1]} × {array.shape[0]}" for array in (outline, image))
         raise FetalsegError(f"{name} is {size}, its image {image_size}. Was one resized?")
+    band = np.ones(outline.shape, bool)  # 3 px along the frame's edges
+    band[3:-3, 3:-3] = False
+    if (outline[band] > 127).mean() > 0.6:  # at least three sides; a line of black around them changes little
+        raise FetalsegError(f"{name} covers the border of the frame: inverted? Draw the region white on black.")
     try:
         return fill(outline)
     except FetalsegError as error:
@@ -184,6 +194,14 @@ def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
     `fill`; `settings.json`, written last, says how they were made. Returns why pairs could not be used, by `image_id`;
     these are zeros in the arrays. A FetalsegError says that no pair can be used or that the disk is full.
     """
+
+    def small(pair):
+        try:
+            image, mask = read_pair(pair.image_path, pair.mask_path, fill)
+            return to_canvas(image, width, height, fit), mask_to_canvas(mask, width, height, fit), ""
+        except FetalsegError as error:
+            return 0, 0, str(error)
+
     with workspace.locked(run_dir) as home:
         manifest = loading.read_manifest(run_dir)
         shape = (len(manifest), height, width)
@@ -194,8 +212,7 @@ def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
             images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
             masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
             with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
-                pairs = pool.map(lambda pair: prepare_pair(pair, width, height, fit, fill), manifest.itertuples())
-                for row, (image, mask, problem) in enumerate(pairs):
+                for row, (image, mask, problem) in enumerate(pool.map(small, manifest.itertuples())):
                     images[row], masks[row] = image, mask
                     if problem:
                         problems[manifest.image_id[row]] = problem
@@ -203,19 +220,9 @@ def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
                 first = next(iter(problems.values()))
                 raise FetalsegError(f"none of the {len(problems)} pairs can be used; the first: {first}")
             del images, masks  # closes the files: Windows moves no open one
-            canvas = {"width": width, "height": height, "fit": fit}
-            made = canvas | {"source": loading.source(run_dir), "problems": problems}
+            made = dict(width=width, height=height, fit=fit, source=loading.source(run_dir), problems=problems)
             workspace.write_json(folder / "settings.json", made)
     return problems
-
-
-def prepare_pair(pair, width, height, fit, fill):
-    """Image and mask of a pair at training size, and ''; or zeros, and why it cannot be used."""
-    try:
-        image, mask = read_pair(pair.image_path, pair.mask_path, fill)
-        return to_canvas(image, width, height, fit), mask_to_canvas(mask, width, height, fit), ""
-    except FetalsegError as error:
-        return 0, 0, str(error)
 
 
 def read_canvas(run_dir):
@@ -224,26 +231,6 @@ def read_canvas(run_dir):
     if not settings:
         raise FetalsegError(f"{shown(run_folder(run_dir) / 'prepared')} is not complete: run notebook 02 first.")
     return {name: settings[name] for name in CANVAS_KEYS}
-
-
-def ensure_prepared(run_dir, width=None, height=None, fit=None, **data):
-    """Make `prepared/` where it is missing, and say so.
-
-    What is not asked may be anything, or is made at 64 × 48 pixels, scaled. `data` is for `loading.ensure_manifest`.
-    A FetalsegError refuses what was made at another size than asked, or from another manifest or other files.
-    """
-    loading.ensure_manifest(run_dir, **data)
-    folder = run_folder(run_dir) / "prepared"
-    found = read_json(folder / "settings.json")
-    if not found:
-        width, height = width or 64, height or 48
-        prepare(run_dir, width, height, fit or "scale")
-        print(f"{shown(folder)} made, {width} × {height} pixels (notebook 02 explains it).")
-    elif found.get("source") != loading.source(run_dir):
-        loading.refuse(folder, "was made from another manifest or other files than there are now", "02")
-    for name, value in zip(CANVAS_KEYS, (width, height, fit), strict=True):
-        if found and value not in (None, found[name]):
-            loading.refuse(folder, f"was made with {name} {found[name]}, not {value}", "02")
 
 
 class PreparedDataset(Dataset):

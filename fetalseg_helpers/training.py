@@ -19,7 +19,9 @@ from fetalseg_helpers import evaluation, loading, preprocessing, unet, verificat
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, shown, spare_threads
 
 FORMAT = 3  # of checkpoints
-ARCHITECTURE = ("base_channels", "depth", "normalisation")
+# What a checkpoint may say of its network and its canvas: at least all that a notebook may ask for.
+ARCHITECTURE = {"base_channels": range(1, 4097), "depth": range(13), "normalisation": tuple(unet.NORMALISATIONS)}
+CANVAS = {"width": range(1, 4097), "height": range(1, 4097), "fit": ("scale", "pad")}
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds"]
 # What belongs to the network of `checkpoint.pt` and goes when another takes its place.
 RESULTS = ["metrics.csv", "metrics.json", "model_card.md", "predictions", "robustness.csv", "leak.csv"]
@@ -54,16 +56,8 @@ class Settings:
 def dice_loss(logits, truth, smooth=1.0):
     """1 minus the soft Dice of each image, averaged over the batch (Milletari et al., 3DV 2016).
 
-    Parameters
-    ----------
-    logits, truth : torch.Tensor, shape (batch, 1, height, width)
-        Truth 0 or 1.
-    smooth : float
-        Added above and below; keeps an empty truth from dividing by zero.
-
-    Returns
-    -------
-    torch.Tensor, scalar, 0 (perfect) to 1
+    Logits and truth, 0 or 1, have shape (batch, 1, height, width); the loss is a scalar tensor, 0 (perfect) to 1.
+    `smooth` is added above and below, and keeps an empty truth from dividing by zero.
     """
     probability = torch.sigmoid(logits)
     overlap = (probability * truth).sum(dim=(1, 2, 3))  # (batch,)
@@ -72,36 +66,20 @@ def dice_loss(logits, truth, smooth=1.0):
 
 
 def combined_loss(logits, truth, bce_weight=0.2, positive_weight=None):
-    """Dice loss + `bce_weight` × binary cross-entropy on logits.
+    """Dice loss + `bce_weight` × binary cross-entropy on logits, both of shape (batch, 1, height, width).
 
-    Parameters
-    ----------
-    logits, truth : torch.Tensor, shape (batch, 1, height, width)
-    bce_weight : float
-    positive_weight : torch.Tensor, optional
-        Weight of tumor pixels in the cross-entropy.
+    `positive_weight`, a tensor, is the weight of tumor pixels in the cross-entropy.
     """
     bce = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=positive_weight)
     return dice_loss(logits, truth) + bce_weight * bce
 
 
 def train_one_epoch(network, loader, loss_function, optimiser, scheduler, gradient_norm=1.0, reduced=False):
-    """Show every batch to the network once.
+    """Show every batch to the network once; returns the mean loss over the images, a float.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-    loader : torch DataLoader of (images, masks)
-    loss_function : callable of (logits, truth)
-    optimiser, scheduler : as `make_optimiser` and `make_scheduler`; the scheduler is stepped once per batch
-    gradient_norm : float
-    reduced : bool
-        Compute in bfloat16 where it is safe.
-
-    Returns
-    -------
-    float
-        Mean loss over the images.
+    `loader` is a torch DataLoader of (images, masks), and `loss_function` takes (logits, truth). `optimiser` and
+    `scheduler` are as `make_optimiser` and `make_scheduler` give them; the scheduler is stepped once per batch. Longer
+    gradients are shortened to `gradient_norm`. With `reduced`, bfloat16 is used where it is safe.
     """
     network.train()
     device = next(network.parameters()).device
@@ -172,44 +150,75 @@ def save_checkpoint(path, state):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint and make sure that it is whole.
+    """Read a checkpoint, or weights alone, and make sure that all of it can be used; code in a file is never run.
 
-    Returns
-    -------
-    dict
-        `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt` what a resumed
-        training needs.
-
-    Raises
-    ------
-    FetalsegError
-        If the file is missing, cannot be read, or is no whole checkpoint of this course.
+    Gives a dictionary: `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt`
+    what a resumed training needs; for weights alone see `around`. A FetalsegError says why a file cannot be used.
     """
     path = Path(path)
-    if not path.exists():
-        raise FetalsegError(f"{shown(path)} is not there: run notebook 05 first, or give the right checkpoint.")
+    if not path.is_file():
+        raise FetalsegError(f"there is no file {shown(path)}: run notebook 05 first, or give the right checkpoint.")
     try:
-        content = BytesIO(path.read_bytes())  # from the file itself, torch makes an OSError of damage
-        state = torch.load(content, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(content) as file:  # torch does not look at the checksums that it writes
-            whole = file.testzip() is None
-        whole = whole and state["format"] == FORMAT and state["sha256"] == weights_sha256(state["network"])
+        content = path.read_bytes()  # from the file itself, torch makes an OSError of damage
+        with zipfile.ZipFile(BytesIO(content)) as file:  # torch itself looks at nothing of this
+            unpacked = sum(record.file_size for record in file.infolist())
+            folders = [record for record in file.infolist() if record.external_attr & 0x10]  # torch leaves them unread
+            if folders or unpacked > len(content) or file.testzip():
+                raise zipfile.BadZipFile
+        return usable(torch.load(BytesIO(content), map_location="cpu", weights_only=True))
     except OSError as error:
         raise FetalsegError(f"{shown(path)} cannot be read ({error.strerror or error}): try again.") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise MemoryError(f"not enough memory to read {shown(path)}") from error
-        raise FetalsegError(f"{shown(path)} is no checkpoint of this course, or it is damaged: train again.") from error
-    if not whole:
-        raise FetalsegError(f"{shown(path)} is damaged or of another version: train again.")
+        why = error if isinstance(error, FetalsegError) else "damaged, or another kind of file"
+        raise FetalsegError(f"{shown(path)} is no usable checkpoint ({why}): train again, or give another.") from error
+
+
+def usable(state):
+    """What a file holds, as a state; a FetalsegError, or any other error, says why it cannot be used."""
+    for weight in state.get("network", state).values():
+        if weight.nbytes > weight.untyped_storage().nbytes() or not weight.isfinite().all():
+            raise FetalsegError("not all of its weights are stored as finite numbers")
+    state = dict(state) if "network" in state else around(state)
+    for part, bounds in {"settings": ARCHITECTURE, "canvas": CANVAS}.items():
+        for name, allowed in bounds.items():
+            value = state[part].get(name)
+            if type(value) not in (int, str) or value not in allowed:
+                raise FetalsegError(f"its {name} cannot be {repr(value).splitlines()[0]:.20}")
+    uneven = any(state["canvas"][side] % 2 ** state["settings"]["depth"] for side in ("width", "height"))
+    wrong = [name for name, kind in {"epoch": int, "valid_dice": float}.items() if type(state.get(name)) is not kind]
+    if uneven or wrong or state["format"] != FORMAT or state["sha256"] != weights_sha256(state["network"]):
+        raise FetalsegError("damaged, or of another version")
     return state
 
 
-def load_weights(network, weights, path):
+def around(weights):
+    """The state for weights alone: a U-Net by their names and shapes, the canvas of the preset `laptop`, epoch 0."""
+    weights = without_prefix(weights)
+    depth = sum(name.endswith("enlarge.weight") for name in weights)
+    normalisation = "batch" if "first.layers.1.weight" in weights else "none"
+    settings = {"base_channels": weights["last.weight"].numel(), "depth": depth, "normalisation": normalisation}
+    width, height = (-(-size // 2**depth) * 2**depth for size in (96, 64))  # larger where a deep network needs it
+    canvas = {"width": width, "height": height, "fit": "scale"}
+    state = {"format": FORMAT, "settings": settings, "canvas": canvas, "epoch": 0, "valid_dice": np.nan}
+    return state | {"network": weights, "sha256": weights_sha256(weights)}
+
+
+def without_prefix(weights):
+    """Weights by the names in their network: DataParallel and torch.compile put one of their own before each."""
+    for prefix in ("module.", "_orig_mod.", "module."):  # in either order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    return weights
+
+
+def load_weights(network, weights, path, assign=False):
     """Put the weights of a checkpoint into a network; FetalsegError, with its `path`, if they are of another."""
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        same_names = weights.keys() == network.state_dict().keys()
+        network.load_state_dict(weights if same_names else without_prefix(weights), assign=assign)
+    except (RuntimeError, TypeError, AttributeError) as error:
         shape = ", ".join(ARCHITECTURE)
         raise FetalsegError(f"{shown(path)} holds weights of another network: give its own, or its {shape}.") from error
 
@@ -217,11 +226,18 @@ def load_weights(network, weights, path):
 def load_network(path, network=None):
     """The trained network of a checkpoint, ready to predict, and the checkpoint itself.
 
-    The weights go into `network`, or into the U-Net that the settings describe. Raises a FetalsegError as
-    `load_checkpoint`, and if they are of another network.
+    The weights go into `network`, or into the U-Net that the settings describe. For weights alone, a line says which
+    size is assumed. Raises a FetalsegError as `load_checkpoint`, and if they are of another network.
     """
     state = load_checkpoint(path)
-    network = network or unet.make_network(*(state["settings"].get(name) for name in ARCHITECTURE))
+    if state["epoch"] == 0:  # weights alone
+        size = f"{state['canvas']['width']} × {state['canvas']['height']}"
+        print(f"{shown(path)} does not say at which size it was trained: images are scaled to {size}.")
+    if network is None:
+        shape = [state["settings"][name] for name in ARCHITECTURE]
+        with torch.device("meta"):  # which takes no memory: do the weights fit at all?
+            load_weights(unet.UNet(*shape), state["network"], path, assign=True)
+        network = unet.make_network(*shape)
     load_weights(network, state["network"], path)
     return network.eval(), state
 
@@ -231,25 +247,16 @@ class Trainer:
 
     Parameters
     ----------
-    run_dir : str or Path
-        With `prepared/` in it.
+    run_dir : str or Path, with `prepared/` in it
     settings : Settings
-    network : torch.nn.Module, optional
-        Takes (batch, 1, height, width) and gives logits of that shape. By default the U-Net of the settings.
-    loss : callable, optional
-        Of (logits, truth). By default `combined_loss` with the weights of the settings.
-    train_epoch : callable
-        What shows every batch once, as `train_one_epoch`.
-    resume : bool
-        Go on from `last.pt` where there is one.
-    start : Path, optional
-        A checkpoint whose weights to begin with (fine-tuning), instead of random ones.
+    network : torch.nn.Module from (batch, 1, height, width) to logits of that shape; by default the U-Net of `settings`
+    loss : callable of (logits, truth); by default `combined_loss` with the weights of `settings`
+    train_epoch : callable that shows every batch once, as `train_one_epoch`
+    resume : bool, whether to go on from `last.pt` where there is one
+    start : Path of a checkpoint whose weights to begin with (fine-tuning), instead of random ones
 
-    Raises
-    ------
-    FetalsegError
-        If a split is empty, the training split smaller than a batch, the canvas does not divide by 2^depth, `last.pt`
-        was made with other settings or data, or the weights of `start` are of another network.
+    A FetalsegError says if a split is empty, the training split smaller than a batch, the canvas does not divide by
+    2^depth, `last.pt` was made with other settings or data, or the weights of `start` are of another network.
     """
 
     def __init__(
@@ -413,30 +420,3 @@ def train(trainer, report=print):
         done = f"{row['epoch']:3d}/{trainer.settings.epochs}"
         report(f"epoch {done}  {losses}  valid Dice {row['valid_dice']:.4f}  {row['seconds']:.1f} s")
     return pd.DataFrame(trainer.history, columns=HISTORY_COLUMNS)
-
-
-def ensure_checkpoint(run_dir, settings=Settings(), network=None):
-    """The network of `checkpoint.pt`, put into `network` if that is given; trained first where there is none.
-
-    Returns
-    -------
-    (torch.nn.Module, dict)
-        As `load_network`.
-
-    Raises
-    ------
-    FetalsegError
-        If it was trained on other images, or at another size, than `prepared/` holds. It is never replaced here.
-    """
-    path = workspace.run_folder(run_dir) / "checkpoint.pt"
-    if not path.exists():
-        print(f"{shown(path)} is being trained for {settings.epochs} epochs (notebook 05 explains it).")
-        train(Trainer(run_dir, settings, network))
-    network, state = load_network(path, network)
-    canvas = preprocessing.read_canvas(run_dir)
-    if state["canvas"] != canvas:
-        sizes = [f"{each['width']} × {each['height']} ({each['fit']})" for each in (state["canvas"], canvas)]
-        loading.refuse(path, f"was trained at {sizes[0]}, and prepared/ is {sizes[1]}", "05")
-    if any(state[name] != value for name, value in learnt_from(run_dir).items()):
-        loading.refuse(path, "was trained on other images, outlines or another split than prepared/ holds", "05")
-    return network, state

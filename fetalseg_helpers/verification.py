@@ -2,38 +2,23 @@
 
 import hashlib
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from fetalseg_helpers import loading, preprocessing, workspace
-from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, run_folder, shown
+from fetalseg_helpers.workspace import FetalsegError, cv2, project_root, read_json, run_folder
 
 FINDING_COLUMNS = ["image_id", "check", "severity", "detail"]
 MEASURES = ["area_fraction", "centroid_x", "centroid_y", "mean_inside", "mean_outside", "difference"]
-Check = namedtuple("Check", "question severity decision")  # error, warning or note; left out, repaired or kept
-CHECKS = {
-    "unreadable": Check("Can both files be decoded?", "error", "left out"),
-    "missing_mask": Check("Has every image an outline?", "error", "left out"),
-    "orphan_mask": Check("Has every outline an image?", "error", "left out"),
-    "ambiguous_name": Check("Has every name one image and one outline?", "error", "left out"),
-    "empty_mask": Check("Is anything drawn?", "error", "left out"),
-    "size_mismatch": Check("Have image and outline one size?", "error", "left out"),
-    "duplicate_image": Check("Is every image in one examination only?", "error", "left out"),
-    "mask_values": Check("Are all values 0 or 255?", "warning", "repaired"),
-    "open_outline": Check("Does the outline close?", "warning", "repaired"),
-    "split_folders_differ": Check("Do both files lie in one split folder?", "warning", "repaired"),
-    "examination_across_splits": Check("Is every examination in one split?", "warning", "kept"),
-    "repeated_name": Check("Is every name given once?", "warning", "kept"),
-    "near_border": Check("Is the centroid away from the border?", "note", "kept"),
-    "touches_frame": Check("Does the region end inside the frame?", "note", "kept"),
-    "intensity_difference": Check("Is the region's contrast as usual?", "note", "kept"),
-    "repeated_frame": Check("Is every frame of an examination new?", "note", "kept"),
-    "area_outlier": Check("Has the region a usual size?", "note", "kept"),
-}
+OF_FILES = ["pixels", "mask", "filled", "size"]  # hashes of both, whether the mask was filled, width and height
+Check = namedtuple("Check", "question severity decision remedy")  # error, warning, note; left out, repaired, kept
+TABLE = pd.read_csv(Path(__file__).with_name("checks.csv"), index_col="check")  # the gravest first
+CHECKS = {check: Check(*row) for check, *row in TABLE.itertuples()}
 
 
 def measure_region(image, mask):
@@ -72,7 +57,7 @@ def outliers(values):
 def inspect_pair(pair, border=0.05):
     """Findings (check, detail) about one row of `loading.load_pairs` alone; before them its measurements, if usable."""
     if pair.problem:
-        return {}, [("ambiguous_name", pair.problem)]
+        return {}, [(pair.check, pair.problem)]
     if pair.mask_path is None:
         return {}, [("missing_mask", f"{pair.image_path.name} has no outline anywhere below the data folder.")]
     if pair.image_path is None:
@@ -82,21 +67,26 @@ def inspect_pair(pair, border=0.05):
         findings.append(("repeated_name", "other images have this name in other folders: told apart by the folder's."))
     if pair.folder != pair.mask_folder:
         findings.append(("split_folders_differ", f"image in '{pair.folder}', outline in '{pair.mask_folder}'."))
+    if len(pair.files) > 2:
+        findings.append(("copies", f"{len(pair.files) - 2} more files have the same content: {pair.files[-1]}."))
     try:
-        image, outline = loading.read_grey(pair.image_path), loading.read_grey(pair.mask_path)
+        image, (outline, values) = loading.read_grey(pair.image_path), loading.read_mask(pair.mask_path)
     except FetalsegError as error:
         return {}, [*findings, ("unreadable", str(error))]
-    values = np.flatnonzero(np.bincount(outline.ravel(), minlength=256))
-    strange = values[(values != 0) & (values != 255)]
-    if len(strange):
-        findings.append(("mask_values", f"{len(strange)} other values, such as {strange[0]}: cut at 128."))
+    if values:
+        findings.append(("mask_values", f"{values}."))
     try:
         mask = preprocessing.fill_pair(image, outline, pair.mask_path.name)
     except FetalsegError as error:
-        return {}, [*findings, ("size_mismatch" if image.shape != outline.shape else "empty_mask", str(error))]
+        check = "inverted_mask" if outline.any() else "empty_mask"
+        return {}, [*findings, ("size_mismatch" if image.shape != outline.shape else check, str(error))]
     measured = measure_region(image, mask) | {"pixels": hashlib.sha256(image.tobytes()).hexdigest()}
+    filled = mask.sum() == np.count_nonzero(outline)
+    measured |= {"mask": hashlib.sha256(mask.tobytes()).hexdigest(), "filled": filled, "size": image.shape[::-1]}
     if preprocessing.is_open(outline, mask):
         findings.append(("open_outline", "the line encloses nothing: filled by its convex hull."))
+    if filled and mask.sum() < 0.5 * cv2.contourArea(preprocessing.convex_hull(mask)):
+        findings.append(("sparse_mask", "less than half of its convex hull: a drawing that is to be filled first?"))
     x, y = measured["centroid_x"], measured["centroid_y"]
     if min(x, 1 - x, y, 1 - y) < border:
         findings.append(("near_border", f"centroid at ({x:.0%}, {y:.0%}) of the frame."))
@@ -113,14 +103,13 @@ def verify_pairs(pairs, split=None, border=0.05):
     measurements have a row per usable pair, indexed by `image_id`.
     """
     found, measured = [], {}
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
-        inspected = pool.map(lambda pair: inspect_pair(pair, border), pairs.itertuples())
-        inspected = tqdm(inspected, total=len(pairs), desc="verify", disable=None)  # a bar on a terminal only
-        for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
-            found += [(image_id, *finding) for finding in findings]
-            if values:
-                measured[image_id] = values
-    measurements = pd.DataFrame.from_dict(measured, orient="index", columns=[*MEASURES, "pixels"])
+    options = {"total": len(pairs), "max_workers": joblib.cpu_count(), "desc": "verify", "disable": None}
+    inspected = thread_map(partial(inspect_pair, border=border), pairs.itertuples(), **options)  # a bar on terminals
+    for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
+        found += [(image_id, *finding) for finding in findings]
+        if values:
+            measured[image_id] = values
+    measurements = pd.DataFrame.from_dict(measured, orient="index", columns=[*MEASURES, *OF_FILES])
     found += compare_pairs(pairs, split, measurements)
     order = list(CHECKS)
     found.sort(key=lambda finding: (order.index(finding[1]), loading.natural_order(finding[0])))
@@ -142,11 +131,18 @@ def compare_pairs(pairs, split, measurements):
         usual = form.format(values.median())
         for image_id, value in values[outliers(values)].items():
             found.append((image_id, check, f"{form.format(value)}, the median is {usual}."))
+    filled = measurements.filled.astype(bool)
+    usual = filled.mean() > 0.5
+    check, detail = ("line_among_filled", "drawn as a line") if usual else ("filled_among_lines", "filled already")
+    found += [(image_id, check, f"{detail}, unlike most masks here.") for image_id in filled[filled != usual].index]
     examinations = pairs.set_index("image_id").examination
     for first, *others in measurements.groupby("pixels").groups.values():
         for image_id in others:
             check = "repeated_frame" if examinations[image_id] == examinations[first] else "duplicate_image"
-            found.append((image_id, check, f"the same pixels as {first}."))
+            same = measurements["mask"][image_id] == measurements["mask"][first]
+            found.append((image_id, check, f"the same pixels as {first}{'.' if same else ', but another mask.'}"))
+            if not same and check == "duplicate_image":  # nobody knows which is right
+                found.append((first, check, f"the same pixels as {image_id}, but another mask."))
     placed = pairs.assign(split=pairs.image_id.map({} if split is None else split)).dropna(subset="split")
     for _, frames in placed.groupby("examination"):
         if frames.split.nunique() > 1:
@@ -160,29 +156,14 @@ def write_verification(run_dir, border=0.05):
     """Check the data of a run folder, write `verification.csv`; returns findings, measurements and pairs."""
     with workspace.locked(run_dir) as folder:
         manifest = loading.read_manifest(run_dir)
-        pairs = loading.load_pairs(project_root() / read_json(folder / "data.json")["root"])
+        data = read_json(folder / "data.json")
+        pairs = loading.load_pairs(project_root() / data["root"], data["examinations"])
         findings, measurements = verify_pairs(pairs, manifest.set_index("image_id").split, border)
         (folder / "verification.json").unlink(missing_ok=True)  # written last, it vouches for the findings
         workspace.write_table(folder / "verification.csv", findings)
-        workspace.write_json(folder / "verification.json", {"border": border, "source": loading.source(run_dir)})
+        made = {"border": border, "source": loading.source(run_dir), "files": int(pairs.files.map(len).sum())}
+        workspace.write_json(folder / "verification.json", made)
     return findings, measurements, pairs
-
-
-def ensure_verified(run_dir, width=None, height=None, fit=None, **data):
-    """Manifest, prepared arrays and findings of a run folder; whatever is missing is made, and said so.
-
-    Gives the table of `usable_pairs`. A FetalsegError refuses what was made from something else than asked, or than the
-    one before it.
-    """
-    preprocessing.ensure_prepared(run_dir, width, height, fit, **data)
-    path = run_folder(run_dir) / "verification.csv"
-    found = read_json(path.with_suffix(".json"))
-    if not found or not path.exists():
-        write_verification(run_dir)
-        print(f"{shown(path)} made (notebook 03 explains it).")
-    elif found.get("source") != loading.source(run_dir):
-        loading.refuse(path, "was made from another manifest or other files", "03")
-    return usable_pairs(run_dir)
 
 
 def usable_pairs(run_dir, split=None):
@@ -198,7 +179,7 @@ def usable_pairs(run_dir, split=None):
     prepared = read_json(folder / "prepared" / "settings.json")
     pairs = pairs[~pairs.image_id.isin(prepared.get("problems", {}))]
     if (folder / "verification.csv").exists():
-        findings = pd.read_csv(folder / "verification.csv", dtype=str, keep_default_na=False)
+        findings = pd.read_csv(folder / "verification.csv", dtype=str, encoding_errors="surrogateescape").fillna("")
         pairs = pairs[~pairs.image_id.isin(findings.image_id[findings.severity == "error"])]
     if split is not None:
         pairs = pairs[pairs.split == split]

@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 try:
     import cv2
@@ -25,8 +25,7 @@ LOCKED = "FETALSEG_LOCKED"  # environment variable: run folders that a parent pr
 class FetalsegError(ValueError):
     """Something the user can mend: one sentence that names the file or value and the remedy."""
 
-    def _render_traceback_(self):
-        """What Jupyter shows: the sentence, without the way there."""
+    def _render_traceback_(self):  # what Jupyter shows: the sentence, without the way there
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -37,18 +36,10 @@ def project_root():
 
 
 def run_folder(run_dir):
-    """Make and return a run folder.
+    """Make and return a run folder; a FetalsegError says that the path is a file or cannot be made.
 
-    Parameters
-    ----------
-    run_dir : str or Path
-        Absolute, with `~` for the home folder, or relative to the project root, so that a notebook finds the same
-        folder from anywhere.
-
-    Raises
-    ------
-    FetalsegError
-        If the path is a file or cannot be made.
+    `run_dir`, a str or Path, is absolute, with `~` for the home folder, or relative to the project root, so that a
+    notebook finds the same folder from anywhere.
     """
     folder = project_root() / Path(run_dir).expanduser()
     try:
@@ -60,7 +51,7 @@ def run_folder(run_dir):
 
 def shown(path):
     """`path` as text with forward slashes, relative to the project root where it lies inside."""
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # unlike `resolve`, for a link to itself too
     root = project_root()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
@@ -73,9 +64,8 @@ def locked(folder):
     is killed; what that one left unfinished is removed by the next. If another process has it, a FetalsegError says so.
     """
     folder = run_folder(folder)
-    name = str(folder.resolve())  # one folder may be written in several ways
-    held = os.environ.get(LOCKED, "").split("\n")  # a name may have any other character
-    if name in held:
+    entry = f"\n{folder.resolve()}\n"  # resolved, since one folder may be written in several ways
+    if entry in os.environ.get(LOCKED, ""):
         yield folder
         return
     lock = FileLock(folder / ".lock", timeout=0)
@@ -85,13 +75,12 @@ def locked(folder):
         who = "another run or notebook"
         raise FetalsegError(f"{shown(folder)} is being used by {who}: wait, or choose another run_dir.") from None
     try:
-        os.environ[LOCKED] = "\n".join([*held, name])
+        os.environ[LOCKED] = os.environ.get(LOCKED, "") + entry
         for leftover in folder.rglob(f"{UNFINISHED}*"):
             remove(leftover)
         yield folder
     finally:
-        held = os.environ[LOCKED].split("\n")  # others may have come and gone meanwhile
-        os.environ[LOCKED] = "\n".join(other for other in held if other != name)
+        os.environ[LOCKED] = os.environ[LOCKED].replace(entry, "")  # others may have come and gone meanwhile
         lock.release()
 
 
@@ -111,24 +100,22 @@ def written_whole(path):
     A disk that is full or a folder that refuses the file is a FetalsegError with the system's reason; then nothing of
     that name appears or changes. Errors of other files that the block meets pass through as they are.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    temporary = path.with_name(f"{UNFINISHED}{uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
-        os.chmod(temporary, 0o644)
-        os.close(handle)
-        yield Path(temporary)
+        temporary.touch()
+        yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        about = {str(name) for name in (error.filename, error.filename2) if name is not None}
-        if about and not about & {temporary, str(path), str(path.parent)}:
+        if error.filename is not None and str(error.filename) not in map(str, (temporary, path, path.parent)):
             raise
         raise FetalsegError(f"{path} could not be written ({error.strerror or error}): {remedy(error)}.") from error
     finally:
-        if temporary is not None:
-            remove(temporary)
+        with suppress(OSError):  # where it could not be made, there is none
+            temporary.unlink()
 
 
 @contextmanager
@@ -163,11 +150,10 @@ def remedy(error):
 
 def write_text(path, text):
     """Write `text` to `path` as UTF-8, whole or not at all; a file that already says the same is left alone."""
-    path = Path(path)
-    if path.exists() and path.read_bytes() == text.encode("utf-8"):
-        return
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    path, data = Path(path), text.encode("utf-8", "surrogateescape")  # a file's name may be no text
+    if not (path.exists() and path.read_bytes() == data):
+        with written_whole(path) as temporary:
+            temporary.write_bytes(data)
 
 
 def write_json(path, values):

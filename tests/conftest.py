@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from fetalseg_helpers import preprocessing
 from fetalseg_helpers.phantoms import dataset, frames
+from fetalseg_helpers.running import stages
 
 # A busy machine is no failure, and two runs of the same code see the same examples.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -62,7 +62,7 @@ def phantom_set(made_once):
     def write(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dataset, "draw_frame", quick_frame)
-            dataset.write_phantoms(folder, COUNT, SEED, processes=1)
+            dataset.write_phantoms(folder, COUNT, SEED)
 
     return made_once("phantoms", write)
 
@@ -113,5 +113,5 @@ def bright_run(tmp_path_factory, draw_pairs):
     """A run folder with bright heads, some with a sibling, prepared at 48 × 32."""
     root = tmp_path_factory.mktemp("bright")
     draw_pairs(root / "malignant", noise=15, brighter=130.0, siblings=True)
-    preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
+    stages.ensure_prepared(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
     return root / "run"

@@ -150,23 +150,23 @@ def test_whatever_is_wrong_is_listed_and_counted_and_the_exit_code_is_1(call, tm
     write(tmp_path / "masks" / "8_HC_Annotation.png", np.zeros((2, 2), np.uint8))
     result = call(folder, "--masks", tmp_path / "masks", "--out", folder / "out")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "2 of 9 masks scored" in result.stdout
+    assert "3 of 9 masks scored" in result.stdout
     scores, summary, problems = read_out(folder / "out")
-    assert list(scores.image_id) == ["5_HC", "9_HC"]
+    assert list(scores.image_id) == ["5_HC", "7_HC", "9_HC"]
     assert kinds(problems) == {
         "1_HC": "missing", "2_HC": "misshapen", "3_HC": "unreadable", "4_HC": "unreadable", "6_HC": "twice",
-        "7_HC": "unreadable", "8_HC": "misshapen", "30_HC": "extra",
+        "7_HC": "values", "8_HC": "misshapen", "30_HC": "extra",
     }  # fmt: skip
-    assert (summary["images"], summary["masks"], summary["unscored"]) == (2, 9, 7)
+    assert (summary["images"], summary["masks"], summary["unscored"]) == (3, 9, 6)
     assert summary["mean_dice_unscored_as_0"] == pytest.approx(scores.dice.sum() / 9, abs=1e-4)
-    for problem in problems.itertuples():
+    for problem in problems[problems.problem != "values"].itertuples():
         assert f"{problem.problem:<12}{problem.file} {problem.detail}" in result.stdout
         assert (problem.file + problem.detail).count(problem.image_id) == (2 if problem.problem == "twice" else 1)
     details = dict(zip(problems.image_id, problems.detail, strict=True))
     assert details["2_HC"] == "is 40 × 60 but the mask 60 × 40" and "cut off" in details["4_HC"]
-    assert "uint16" in details["7_HC"] and "6_HC_mask.png" in details["6_HC"]
+    assert "0 and 1000: the larger is tumor" in details["7_HC"] and "6_HC_mask.png" in details["6_HC"]
     again = call(folder, "--masks", tmp_path / "masks", "--out", folder / "out")  # its own output is no prediction
-    assert again.stdout == result.stdout
+    assert set(again.stdout.splitlines()) - set(result.stdout.splitlines()) == {"3 files passed over: no image files."}
 
 
 def test_an_extra_prediction_alone_is_listed_and_no_failure(call, tmp_path, masks):
@@ -192,7 +192,7 @@ def test_a_missing_option_is_wrong_usage(call, tmp_path, masks):
 def spoil_nothing_to_score(tmp_path):
     for name in NAMES:
         (tmp_path / "predictions" / f"{name}_pred.png").write_text("no image", encoding="utf-8")
-    return "1_HC_pred.png is not an image"
+    return "1_HC_pred.png is cut off, damaged or not an image"
 
 
 def spoil_other_names(tmp_path):
@@ -405,7 +405,8 @@ def test_a_mask_is_the_same_in_every_format(form, suffix, tmp_path):
     write(tmp_path / "m" / "1_Annotation.png", outline_of(head()))
     scores, problems = folders.score_folder(tmp_path / "p", tmp_path / "m")
     assert scores.dice[0] == evaluation.dice_score(head(1, 3), head()) < 1
-    assert list(problems.problem) == (["grey values"] if form == "grey ramp" else [])
+    announced = form in ("0/1", "0/7", "100/200", "red", "grey ramp")
+    assert list(problems.problem) == (["values"] if announced else [])
 
 
 def test_a_png_of_one_bit_per_pixel_is_a_mask(tmp_path, masks):
@@ -422,17 +423,39 @@ def test_a_png_of_one_bit_per_pixel_is_a_mask(tmp_path, masks):
 def test_a_jpeg_is_cut_at_128_and_said_so(tmp_path, masks):
     write_predictions(tmp_path / "p", ending=".jpg")
     scores, problems = folders.score_folder(tmp_path / "p", masks)
-    assert (scores.dice > 0.97).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
+    assert (scores.dice > 0.97).all() and kinds(problems) == dict.fromkeys(NAMES, "values")
 
 
-def test_labels_of_several_kinds_are_said_to_leave_nothing(tmp_path, masks):
+@pytest.mark.parametrize("of", ["predictions", "masks"])
+def test_of_several_labels_all_above_0_count_in_predictions_and_masks_alike_and_that_is_said(of, tmp_path):
     for number, name in enumerate(NAMES, 1):
         labels = head(number)
         labels[:3] = 2  # another organ
-        write(tmp_path / "p" / f"{name}_pred.png", labels)
-    scores, problems = folders.score_folder(tmp_path / "p", masks)
-    assert (scores.dice == 0).all() and kinds(problems) == dict.fromkeys(NAMES, "grey values")
-    assert problems.detail.str.endswith("nothing is left. Write labels as 0 and 255").all()
+        both = {"predictions": head(number) * 255, "masks": head(number) * 255} | {of: labels}
+        write(tmp_path / "predictions" / f"{name}_pred.png", both["predictions"])
+        write(tmp_path / "masks" / f"{name}_mask.png", both["masks"])
+    scores, problems = folders.score_folder(tmp_path / "predictions", tmp_path / "masks")
+    expected = [evaluation.dice_score(head(number), head(number) | rows_above(3)) for number in range(1, 4)]
+    assert list(scores.dice) == expected and kinds(problems) == dict.fromkeys(NAMES, "values")
+    assert problems.detail.str.endswith("3 labels up to 2: all above 0 are tumor").all()
+
+
+def rows_above(number):
+    return np.uint8(np.arange(HEIGHT)[:, None] < number) * np.ones((HEIGHT, WIDTH), np.uint8)
+
+
+@pytest.mark.parametrize("of", ["predictions", "masks"])
+@pytest.mark.parametrize("kind", ["one grey", "a picture"])
+def test_what_is_no_mask_has_no_score_on_either_side(of, kind, tmp_path):
+    strange = np.full((HEIGHT, WIDTH), 30, np.uint8)
+    if kind == "a picture":
+        strange = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
+    for name, mask in (("1", strange), ("2", head() * 255)):
+        both = {"predictions": head() * 255, "masks": head() * 255} | {of: mask}
+        write(tmp_path / "predictions" / f"{name}_pred.png", both["predictions"])
+        write(tmp_path / "masks" / f"{name}_mask.png", both["masks"])
+    scores, problems = folders.score_folder(tmp_path / "predictions", tmp_path / "masks")
+    assert list(scores.image_id) == ["2"] and kinds(problems) == {"1": "unreadable"}
 
 
 @pytest.mark.parametrize("outlines", [True, False])

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fetalseg_helpers import evaluation, loading, preprocessing, training, verification
+from fetalseg_helpers import evaluation, loading, training, verification
 from fetalseg_helpers.beyond_dice import model_card
 from fetalseg_helpers.beyond_dice.scores import complete, every_score
 from fetalseg_helpers.beyond_dice.summaries import summarise
+from fetalseg_helpers.running import stages
 from fetalseg_helpers.workspace import FetalsegError, read_json, write_json, write_table
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=2, batch_size=6, learning_rate=1e-2, seed=1)
@@ -36,7 +37,7 @@ def evaluate(run_dir, sizes=None, flip=False):
 def evaluated(tmp_path_factory, draw_pairs):
     root = tmp_path_factory.mktemp("card")
     draw_pairs(root / "hospital", siblings=True)
-    preprocessing.ensure_prepared(root / "run", 48, 32, data=str(root / "hospital"), seed=0)
+    stages.ensure_prepared(root / "run", 48, 32, data=str(root / "hospital"), seed=0)
     training.train(training.Trainer(root / "run", SMALL), report=lambda line: None)
     evaluate(root / "run")
     return root / "run"

@@ -19,8 +19,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fetalseg_helpers import __main__, evaluation, loading, preprocessing, training, workspace
-from fetalseg_helpers.running import lessons
+from fetalseg_helpers import __main__, evaluation, loading, training, workspace
+from fetalseg_helpers.running import lessons, stages
 from fetalseg_helpers.running.checks import PARAMETERS
 
 SMALL = {"width": 64, "height": 48, "base_channels": 4, "depth": 3, "epochs": 2}
@@ -90,7 +90,7 @@ def drawn(tmp_path_factory, draw_pairs):
 def trained(tmp_path_factory, drawn):
     """A run folder with a network that was trained on `drawn`, with seed 1 at 48 × 32. Read only."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    preprocessing.ensure_prepared(folder, 48, 32, data=str(drawn), seed=1)
+    stages.ensure_prepared(folder, 48, 32, data=str(drawn), seed=1)
     settings = training.Settings(base_channels=4, depth=2, epochs=2, seed=1)
     training.train(training.Trainer(folder, settings), report=str)
     return folder
@@ -164,7 +164,7 @@ def test_ctrl_c_while_phantoms_are_drawn_is_one_line_and_leaves_nothing(send, tm
     below = psutil.Process(process.pid).children(recursive=True)
     send(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert len(below) > 1 and process.returncode == 130 and err.strip() == "stopped."
+    assert below and process.returncode == 130 and err.strip() == "stopped."
     _, alive = psutil.wait_procs(below, timeout=10)
     assert alive == [] and list(run.rglob(".unfinished-*")) == [] and list(run.glob("notebooks/*")) == []
 
@@ -308,7 +308,7 @@ def test_two_data_folders_of_one_name_get_run_folders_of_their_own(tmp_path, mon
     def choose(data, preset="laptop"):
         folder = lessons.choose_folder(None, data, preset)
         folder.mkdir(parents=True, exist_ok=True)
-        root = tmp_path / "data" / data if data in loading.DOWNLOADED else Path(data)
+        root = tmp_path / "data" / data if data in stages.DOWNLOADED else Path(data)
         workspace.write_json(folder / "data.json", {"root": workspace.shown(root)})
         return folder
 
@@ -325,9 +325,9 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert lessons.choose_folder(Path("~/run"), "phantom", "quick") == tmp_path / "run"
-    for given in ([[], "~/data"], [[("data", "~/data")]], [[("data", "hc18")], "~/data"]):
-        assert lessons.parse_parameters(*given) == {"data": str(tmp_path / "data")}
-    assert lessons.parse_parameters([], "hc18") == {"data": "hc18"} and lessons.parse_parameters([]) == {}
+    for pairs, option in (([], "~/data"), ([("data", "~/data")], None), ([("data", "hc18")], "~/data")):
+        assert lessons.parse_parameters(pairs, data=option) == {"data": str(tmp_path / "data")}
+    assert lessons.parse_parameters([], data="hc18") == {"data": "hc18"} and lessons.parse_parameters([]) == {}
 
 
 ONE_EPOCH = parameters({"base_channels": 4, "depth": 2, "epochs": 1})
@@ -500,6 +500,60 @@ def test_predict_refuses_a_checkpoint_that_is_none(content, call, tmp_path):
     result = call("predict", tmp_path / "image.png", "--checkpoint", checkpoint, "--out", tmp_path / "out")
     assert result.returncode == 1 and "broken.pt" in result.stderr and is_one_sentence(result.stderr)
     assert not (tmp_path / "out").exists()
+
+
+class Code:
+    """What runs code where a pickle is trusted."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_with_code_in_it_is_one_sentence_and_nothing_is_run(trained, drawn, tmp_path):
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"settings": Code(tmp_path / "ran")}, tmp_path / "mine.pt")
+    process = start("predict", drawn / "1_HC.png", "--checkpoint", tmp_path / "mine.pt", "--out", tmp_path / "out")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and is_one_sentence(err) and "mine.pt" in err and out == "", err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["a folder", "cut off", "an absurd canvas", "another network", "no numbers"])
+def test_predict_and_fine_tuning_refuse_what_is_no_checkpoint_in_one_sentence(call, mine, drawn, tmp_path, kind):
+    path = tmp_path / "start.pt"
+    state = torch.load(mine / "checkpoint.pt", weights_only=True)
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "cut off":
+        path.write_bytes((mine / "checkpoint.pt").read_bytes()[:-100])
+    elif kind == "another network":
+        torch.save(torch.nn.Conv2d(1, 1, 1).state_dict(), path)
+    elif kind == "an absurd canvas":
+        state["canvas"]["width"] = 10**9
+        torch.save(state, path)
+    else:
+        state["network"]["last.bias"] *= float("nan")
+        training.save_checkpoint(path, state)
+    for command in (
+        ("predict", drawn / "1_HC.png", "--checkpoint", path, "--out", tmp_path / "out"),
+        ("train", "--run-dir", mine, "--start", path, *ONE_EPOCH),
+    ):
+        result = call(*command)
+        assert result.returncode == 1 and is_one_sentence(result.stderr) and "start.pt" in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_alone_predict_at_a_size_that_is_said_and_can_be_fine_tuned(call, mine, drawn, tmp_path):
+    weights = torch.load(mine / "checkpoint.pt", weights_only=True)["network"]
+    torch.save({f"module.{name}": weight for name, weight in weights.items()}, tmp_path / "alone.pt")
+    result = call("predict", drawn / "1_HC.png", "--checkpoint", tmp_path / "alone.pt", "--out", tmp_path / "out")
+    assert result.returncode == 0 and "alone.pt" in result.stdout and "96 × 64" in result.stdout, result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1_HC_pred.png"]
+    result = call("train", "--run-dir", mine, "--start", tmp_path / "alone.pt", *ONE_EPOCH)
+    assert result.returncode == 0 and "best validation Dice" in result.stdout, result.stderr
 
 
 def test_evaluate_scores_what_predict_wrote(call, trained, drawn, tmp_path):

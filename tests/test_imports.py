@@ -13,6 +13,7 @@ import fetalseg_helpers
 
 PACKAGE = Path(fetalseg_helpers.__file__).parent
 NAME = PACKAGE.name
+STAGES = "fetalseg_helpers.running.stages"
 FOLDERS = ("phantoms", "beyond_dice", "running")
 CORE_LINES, PACKAGE_LINES = 2000, 4800
 Found = namedtuple("Found", "module at_import_time")
@@ -97,13 +98,14 @@ def test_the_core_imports_no_folder_when_it_is_imported():
         assert not wrong, f"{name} imports {wrong}"
 
 
-def test_of_the_core_only_loading_needs_a_folder_and_only_for_phantoms():
-    late = [(name, one.module) for name in CORE for one in IMPORTS[name] if folder_of(one.module) in FOLDERS]
-    assert late == [(f"{NAME}.loading", f"{NAME}.phantoms.dataset")]
+def test_the_core_needs_no_folder_and_the_stages_only_the_simulator_where_they_make_phantoms():
+    assert [name for name in CORE for one in IMPORTS[name] if folder_of(one.module) in FOLDERS] == []
+    needs = [one for one in IMPORTS[STAGES] if folder_of(one.module) in ("phantoms", "beyond_dice")]
+    assert [(one.module, one.at_import_time) for one in needs] == [(f"{NAME}.phantoms.dataset", False)]
 
 
 def test_a_folder_imports_the_core_and_itself_only():
-    inside = [name for name in MODULES if folder_of(name) in FOLDERS]
+    inside = [name for name in MODULES if folder_of(name) in FOLDERS and name != STAGES]
     assert {folder_of(name) for name in inside} == set(FOLDERS)
     for name in inside:
         wrong = {one.module for one in IMPORTS[name] if folder_of(one.module) not in ("other", "", folder_of(name))}

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import cv2
@@ -35,7 +36,7 @@ def written(tmp_path_factory):
     """A set with every kind of defect: folder, defects, and all malignant files by name."""
     reported = []
     folder = tmp_path_factory.mktemp("set") / "phantoms"
-    assert dataset.write_phantoms(folder, COUNT, SEED, processes=2, progress=reported.append) == folder
+    assert dataset.write_phantoms(folder, COUNT, SEED, progress=reported.append) == folder
     paths = {path.name: path for path in folder.rglob("malignant/*.png")}
     return folder, dataset.planted_defects(COUNT, SEED), paths, reported
 
@@ -44,12 +45,14 @@ def grey(path):
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
-def test_number_of_processes_does_not_change_a_byte(tmp_path):
-    one = files(dataset.write_phantoms(tmp_path / "one", 12, 7, processes=1))
-    two = files(dataset.write_phantoms(tmp_path / "two", 12, 7, processes=2))
-    assert one == two
-    other = files(dataset.write_phantoms(tmp_path / "other", 2, 8, processes=1))
-    assert not set(one.values()) & set(other.values())
+def test_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch):
+    sets = []
+    for cores in (1, 3):
+        monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
+        sets.append(files(dataset.write_phantoms(tmp_path / str(cores), 12, 7)))
+    assert sets[0] == sets[1]
+    other = files(dataset.write_phantoms(tmp_path / "other", 2, 8))
+    assert not set(sets[0].values()) & set(other.values())
 
 
 def test_progress_rises_to_the_number_of_frames(written):
@@ -136,7 +139,7 @@ def test_the_circumference_beside_a_frame_is_that_of_its_outline(written):
 
 
 def test_without_defects_every_pair_is_whole(tmp_path):
-    folder = dataset.write_phantoms(tmp_path / "set", 12, defects=False, processes=1)
+    folder = dataset.write_phantoms(tmp_path / "set", 12, defects=False)
     paths = {path.name: path for path in folder.rglob("malignant/*.png")}
     assert len(paths) == 24
     for name, path in paths.items():
@@ -194,22 +197,23 @@ def test_a_stopped_run_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        dataset.write_phantoms(tmp_path / "set", 3, processes=1, progress=stop)
+        dataset.write_phantoms(tmp_path / "set", 3, progress=stop)
     assert not list(tmp_path.iterdir())
 
 
-def test_as_many_processes_as_may_be_used_but_no_more_than_eight_or_than_examinations(tmp_path, monkeypatch):
+def test_as_many_threads_as_cores_that_may_be_used_but_no_more_than_eight(tmp_path, monkeypatch):
     asked = []
 
-    def results(tasks, processes):
-        asked.append(processes)
-        yield from ([] for _ in tasks)
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads):
+            asked.append(threads)
+            super().__init__(1)
 
-    monkeypatch.setattr(dataset, "_results", results)
-    for cores, count in ((48, 40), (3, 40), (48, 2)):
+    monkeypatch.setattr(dataset, "ThreadPoolExecutor", Pool)
+    for cores in (48, 3):
         monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
-        dataset.write_phantoms(tmp_path / f"{cores}_{count}", count)
-    assert asked == [dataset.MOST_PROCESSES, 3, len({entry.examination for entry in dataset.set_entries(2, 0)})]
+        dataset.write_phantoms(tmp_path / str(cores), 1)
+    assert asked == [8, 3]
 
 
 DRAWING = """
@@ -217,7 +221,7 @@ from fetalseg_helpers.phantoms.dataset import write_phantoms
 from fetalseg_helpers.workspace import FetalsegError
 
 try:
-    write_phantoms({folder!r}, 400, processes=2, progress=lambda done: print(done, flush=True))
+    write_phantoms({folder!r}, 400, progress=lambda done: print(done, flush=True))
 except KeyboardInterrupt:
     print("interrupted")
 except FetalsegError as error:
@@ -227,18 +231,16 @@ except FetalsegError as error:
 
 @contextmanager
 def drawing(folder):
-    """A process that draws with two others and has finished its first frame: itself, and those it has started."""
+    """A process that draws and has finished its first frame."""
     command = [sys.executable, "-c", DRAWING.format(folder=str(folder))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         try:
             assert process.stdout.readline().strip().isdigit()
-            workers = psutil.Process(process.pid).children(recursive=True)
-            assert len(workers) == 2
-            yield process, workers
+            assert psutil.Process(process.pid).children() == []  # nobody who could outlive it
+            yield process
         finally:
             process.kill()
-    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def last_line(process):
@@ -248,38 +250,27 @@ def last_line(process):
 
 
 def test_of_two_that_write_one_folder_the_second_is_told_and_what_a_killed_one_leaves_is_removed_by_the_next(tmp_path):
-    with drawing(tmp_path / "set") as (process, workers):
+    with drawing(tmp_path / "set") as process:
         with pytest.raises(FetalsegError, match=r"set is being written by another process: wait, or choose another"):
-            dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+            dataset.write_phantoms(tmp_path / "set", 1)
         assert process.stdout.readline().strip().isdigit()  # it draws on
         process.kill()
-        assert psutil.wait_procs(workers, timeout=20)[1] == []  # no drawing process outlives it
     assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-set", ".unfinished-set.lock"]
-    dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+    dataset.write_phantoms(tmp_path / "set", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal to others on Windows: try it in a console")
 def test_ctrl_c_ends_it_at_once_with_nothing_left_and_nothing_said(tmp_path):
-    with drawing(tmp_path / "set") as (process, _):
+    with drawing(tmp_path / "set") as process:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
         assert last_line(process) == "interrupted"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_drawing_process_is_an_error_in_one_sentence_at_once(tmp_path):
-    with drawing(tmp_path / "set") as (process, workers):
-        workers[1].kill()
-        sentence = last_line(process)
-    assert "memory is short, or a drawing process was killed" in sentence and "__main__" not in sentence
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_error_of_a_drawing_process_is_that_of_a_single_one(tmp_path):
-    changes = {"gain": dataset.DEFECTS}  # cannot be called
-    for processes in (1, 2):
-        with pytest.raises(TypeError, match="not callable"):
-            dataset.write_phantoms(tmp_path / "set", 3, processes=processes, changes=changes)
+def test_an_error_of_a_drawing_thread_is_raised_and_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError, match="not callable"):
+        dataset.write_phantoms(tmp_path / "set", 3, changes={"gain": dataset.DEFECTS})
     assert not list(tmp_path.iterdir())
 
 
@@ -292,21 +283,20 @@ from fetalseg_helpers.phantoms.dataset import write_phantoms
 from fetalseg_helpers.workspace import FetalsegError
 
 resource.setrlimit(resource.RLIMIT_AS, (100_000_000, 100_000_000))
-for processes in (1, 2):
-    try:
-        write_phantoms({str(tmp_path / "set")!r}, 40, processes=processes)
-    except FetalsegError as error:
-        print(error)
+try:
+    write_phantoms({str(tmp_path / "set")!r}, 40)
+except FetalsegError as error:
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.count("memory is short") == 2 and done.stderr == ""
+    assert done.stdout.count("memory is short") == 1 and done.stderr == ""
     assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_file_is_reported_with_the_systems_own_reason(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(FetalsegError, match=r"could not be written \((Not a directory|File exists)\)") as caught:
-        dataset.write_phantoms(tmp_path / "file" / "set", 1, processes=1)
+        dataset.write_phantoms(tmp_path / "file" / "set", 1)
     assert "free some space" not in str(caught.value)
 
     def full(*_):
@@ -314,17 +304,17 @@ def test_a_refused_file_is_reported_with_the_systems_own_reason(tmp_path, monkey
 
     monkeypatch.setattr(dataset, "_png", full)
     with pytest.raises(FetalsegError, match=r"could not be written \(No space left on device\): free some space"):
-        dataset.write_phantoms(tmp_path / "set", 1, processes=1)
+        dataset.write_phantoms(tmp_path / "set", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_used(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
-    dataset.write_phantoms(folder, 1, processes=1)
+    dataset.write_phantoms(folder, 1)
     before = files(folder)
     with pytest.raises(FetalsegError, match="delete it"):
-        dataset.write_phantoms(folder, 1, processes=1)
+        dataset.write_phantoms(folder, 1)
     assert files(folder) == before
 
 

@@ -30,7 +30,7 @@ def test_a_folder_is_predicted_at_any_depth_without_its_annotations(tmp_path):
     for name in ("1_HC.png", "a/2_HC.png", "a/b/c/3_HC.jpg"):
         write(tmp_path / "in" / name, image)
     write(tmp_path / "in" / "a" / "2_HC_Annotation.png", mask * 255)
-    written, problems = predict_folder(bright, tmp_path / "in", tmp_path / "out")
+    written, problems, _ = predict_folder(bright, tmp_path / "in", tmp_path / "out")
     assert (written, problems) == (3, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}_HC_pred.png" for n in (1, 2, 3)]
     mine = cv2.imread(str(tmp_path / "out" / "2_HC_pred.png"), cv2.IMREAD_UNCHANGED)
@@ -40,7 +40,7 @@ def test_a_folder_is_predicted_at_any_depth_without_its_annotations(tmp_path):
 
 def test_a_single_file_is_predicted(tmp_path):
     write(tmp_path / "in" / "x.png", disc()[0])
-    assert predict_folder(bright, tmp_path / "in" / "x.png", tmp_path / "out") == (1, [])
+    assert predict_folder(bright, tmp_path / "in" / "x.png", tmp_path / "out")[:2] == (1, [])
     assert (tmp_path / "out" / "x_pred.png").exists()
 
 
@@ -49,9 +49,9 @@ def test_unreadable_files_are_reported_and_the_rest_is_done(tmp_path):
         write(tmp_path / "in" / name, disc()[0])
     (tmp_path / "in" / "2.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:60])
     (tmp_path / "in" / "3.png").write_text("no image")
-    written, problems = predict_folder(bright, tmp_path / "in", tmp_path / "out")
+    written, problems, _ = predict_folder(bright, tmp_path / "in", tmp_path / "out")
     assert written == 2 and len(problems) == 2
-    assert "2.png is cut off" in problems[0] and "3.png is not an image" in problems[1]
+    assert "2.png is cut off" in problems[0] and "3.png is cut off, damaged or not an image" in problems[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_pred.png", "4_pred.png"]
 
 
@@ -75,14 +75,14 @@ def test_nothing_to_predict_is_refused(tmp_path):
 def test_predictions_of_an_earlier_time_are_not_predicted_again(tmp_path):
     write(tmp_path / "1.png", disc()[0])
     for _ in range(2):
-        assert predict_folder(bright, tmp_path, tmp_path / "out") == (1, [])
+        assert predict_folder(bright, tmp_path, tmp_path / "out")[:2] == (1, [])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1_pred.png"]
 
 
 @pytest.mark.parametrize("images", ["", "1.png"])
 def test_predictions_can_lie_beside_their_images(tmp_path, images):
     write(tmp_path / "1.png", disc()[0])
-    assert predict_folder(bright, tmp_path / images, tmp_path) == (1, [])
+    assert predict_folder(bright, tmp_path / images, tmp_path)[:2] == (1, [])
     assert (tmp_path / "1_pred.png").exists()
 
 

@@ -17,6 +17,7 @@ from shapes import contents, encoded
 from fetalseg_helpers import loading, verification
 from fetalseg_helpers import preprocessing as pre
 from fetalseg_helpers.phantoms import frames
+from fetalseg_helpers.running import stages
 from fetalseg_helpers.workspace import FetalsegError, read_json
 
 WIDTH, HEIGHT = 64, 48
@@ -414,12 +415,12 @@ def test_when_no_pair_can_be_used_the_first_reason_is_given_and_nothing_is_left(
 def test_what_is_prepared_is_used_silently_whatever_is_not_asked(prepared, capsys, data):
     before = contents(prepared)
     for asked in ({}, {"width": WIDTH}, {"fit": "scale", "seed": 0}, {"height": HEIGHT, "data": str(data)}):
-        pre.ensure_prepared(prepared, **asked)
+        stages.ensure_prepared(prepared, **asked)
     assert contents(prepared) == before and capsys.readouterr().out == ""
 
 
 def test_what_is_missing_is_made_as_asked_and_said_in_one_line(tmp_path, data, capsys):
-    pre.ensure_prepared(tmp_path / "run", 32, 16, "pad", data=str(data))
+    stages.ensure_prepared(tmp_path / "run", 32, 16, "pad", data=str(data))
     assert pre.read_canvas(tmp_path / "run") == {"width": 32, "height": 16, "fit": "pad"}
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("manifest.csv made: 30 pairs (notebook 01 explains it).")
@@ -437,7 +438,7 @@ def test_a_half_made_folder_is_made_again(copied):
     before = contents(copied)
     (copied / "prepared" / "settings.json").unlink()
     (copied / "prepared" / "images.npy").write_bytes(b"half")
-    pre.ensure_prepared(copied, WIDTH, HEIGHT)
+    stages.ensure_prepared(copied, WIDTH, HEIGHT)
     assert contents(copied) == before
 
 
@@ -454,7 +455,7 @@ def test_a_full_disk_while_preparing_is_one_sentence_and_leaves_everything_as_it
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value) and contents(copied) == before
-    pre.ensure_prepared(copied, WIDTH, HEIGHT)
+    stages.ensure_prepared(copied, WIDTH, HEIGHT)
     assert contents(copied) == before
 
 

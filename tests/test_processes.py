@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fetalseg_helpers import preprocessing, training, verification
-from fetalseg_helpers.running import processes
+from fetalseg_helpers import training, verification
+from fetalseg_helpers.running import processes, stages
 from fetalseg_helpers.workspace import FetalsegError
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -67,7 +67,7 @@ def prepared(tmp_path_factory, draw_pairs):
     root = tmp_path_factory.mktemp("processes")
     draw_pairs(root / "malignant", count=50)
     for name in ("one", "two", "whole", "stopped"):
-        preprocessing.ensure_prepared(root / name, 48, 32, data=str(root / "malignant"), seed=0)
+        stages.ensure_prepared(root / name, 48, 32, data=str(root / "malignant"), seed=0)
     assert len(verification.usable_pairs(root / "one", "valid")) % 2 == 1
     assert len(verification.usable_pairs(root / "one", "train")) % SETTINGS.batch_size == 0
     return root

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from fetalseg_helpers import evaluation, loading, training, verification
+from fetalseg_helpers.running import stages
 from fetalseg_helpers.workspace import read_json
 
 OPEN = {"231_HC", "427_2HC", "977_HC"}  # outlines that the frame cuts open, in either copy of the data set
@@ -15,7 +16,7 @@ OPEN = {"231_HC", "427_2HC", "977_HC"}  # outlines that the frame cuts open, in 
 @pytest.fixture(scope="session")
 def prepared(real_data, made_once):
     """Run folder with the real data at 96 × 64. Read only: copy what you change."""
-    return made_once("real", lambda folder: verification.ensure_verified(folder, 96, 64, data=str(real_data)))
+    return made_once("real", lambda folder: stages.ensure_verified(folder, 96, 64, data=str(real_data)))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from shapes import contents, drawn_outline, encoded, noise, save_pair
 
 from fetalseg_helpers import loading, preprocessing, training, unet, verification, workspace
-from fetalseg_helpers.running import checks, predictions
+from fetalseg_helpers.running import checks, predictions, stages
 from fetalseg_helpers.workspace import FetalsegError, locked
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=1, batch_size=4, seed=1)
@@ -49,8 +49,8 @@ def nothing_locked(monkeypatch):
 def make_run(root, draw_pairs):
     """Run folder `run` in `root`: 12 small pairs of its folder `data`, prepared, verified, and a network trained."""
     draw_pairs(root / "data", count=12)
-    verification.ensure_verified(root / "run", 32, 32, data=str(root / "data"), seed=1)
-    training.ensure_checkpoint(root / "run", SMALL)
+    stages.ensure_verified(root / "run", 32, 32, data=str(root / "data"), seed=1)
+    stages.ensure_checkpoint(root / "run", SMALL)
     return root / "run"
 
 
@@ -108,37 +108,37 @@ def make_anew(run_dir, **data):
     ],
 )
 def test_what_was_made_otherwise_is_refused_and_everything_stays(run, asked, difference, notebook):
-    for ensure in (loading.ensure_manifest, preprocessing.ensure_prepared, verification.ensure_verified):
-        if ensure is loading.ensure_manifest and notebook == "02":
+    for ensure in (stages.ensure_manifest, stages.ensure_prepared, stages.ensure_verified):
+        if ensure is stages.ensure_manifest and notebook == "02":
             continue
         with refused_and_nothing_changes(run.parent, difference, "another run_dir", f"run notebook {notebook}"):
             ensure(run, **asked)
-    assert set(verification.ensure_verified(run, **SIZE, seed=1).image_id) == {f"{n}_HC" for n in range(1, 13)}
+    assert set(stages.ensure_verified(run, **SIZE, seed=1).image_id) == {f"{n}_HC" for n in range(1, 13)}
 
 
 def test_another_folder_of_the_same_files_is_other_data(run, trained, tmp_path):
     shutil.copytree(trained.parent / "data", tmp_path / "other")
     with refused_and_nothing_changes(run, "was made with data", "another run_dir", "run notebook 01"):
-        verification.ensure_verified(run, data=str(tmp_path / "other"))
+        stages.ensure_verified(run, data=str(tmp_path / "other"))
 
 
 def test_another_number_of_phantoms_is_other_data_and_of_no_matter_for_ones_own(tmp_path, trained, run, draw_pairs):
     for count in (12, 15):
         draw_pairs(tmp_path / "runs" / f"phantom_{count}", count=count)
     phantoms = tmp_path / "runs" / "one"
-    loading.ensure_manifest(phantoms, data="phantom", phantoms=12)
+    stages.ensure_manifest(phantoms, data="phantom", phantoms=12)
     with refused_and_nothing_changes(tmp_path, "phantoms 12, not 15", "run notebook 01"):
-        loading.ensure_manifest(phantoms, phantoms=15)
+        stages.ensure_manifest(phantoms, phantoms=15)
     with refused_and_nothing_changes(tmp_path, "data phantom, not "):
-        loading.ensure_manifest(phantoms, data=str(trained.parent / "data"))
-    loading.ensure_manifest(run, phantoms=15)
+        stages.ensure_manifest(phantoms, data=str(trained.parent / "data"))
+    stages.ensure_manifest(run, phantoms=15)
 
 
 def test_a_network_is_used_and_kept_whatever_settings_are_asked(run):
     before = contents(run)
     weights = torch.load(run / "checkpoint.pt", weights_only=True)["network"]
     for settings_asked in (None, training.Settings(), training.Settings(base_channels=4, seed=0)):
-        network, state = training.ensure_checkpoint(run, settings_asked)
+        network, state = stages.ensure_checkpoint(run, settings_asked)
         assert state["settings"]["base_channels"] == 2
         assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert contents(run) == before
@@ -147,28 +147,28 @@ def test_a_network_is_used_and_kept_whatever_settings_are_asked(run):
 def test_a_network_of_another_size_is_refused_and_kept(run):
     preprocessing.prepare(run, 64, 64)  # tried in notebook 02
     with refused_and_nothing_changes(run, "32 × 32", "64 × 64", "another run_dir", "run notebook 05"):
-        training.ensure_checkpoint(run, training.Settings())
+        stages.ensure_checkpoint(run, training.Settings())
 
 
 def test_after_another_split_each_stage_refuses_the_one_before_and_the_network_is_kept(run, trained):
     network = {name: (run / name).read_bytes() for name in ("checkpoint.pt", "last.pt", "history.csv")}
     loading.write_manifest(run, data=str(trained.parent / "data"), seed=2)
     with refused_and_nothing_changes(run, "prepared was made from another manifest", "run notebook 02"):
-        verification.ensure_verified(run)
+        stages.ensure_verified(run)
     preprocessing.prepare(run, **SIZE)
     with refused_and_nothing_changes(run, "verification.csv was made from another manifest", "run notebook 03"):
-        verification.ensure_verified(run)
+        stages.ensure_verified(run)
     verification.write_verification(run)
-    verification.ensure_verified(run, **SIZE, seed=2)
+    stages.ensure_verified(run, **SIZE, seed=2)
     with refused_and_nothing_changes(run, "checkpoint.pt was trained on", "split", "run notebook 05"):
-        training.ensure_checkpoint(run)
+        stages.ensure_checkpoint(run)
     assert network == {name: (run / name).read_bytes() for name in network}
 
 
 def test_when_everything_is_made_anew_from_the_same_the_network_is_still_the_one(run, trained):
     before = contents(run)
     make_anew(run, data=str(trained.parent / "data"), seed=1)
-    training.ensure_checkpoint(run)
+    stages.ensure_checkpoint(run)
     assert contents(run) == before
 
 
@@ -191,13 +191,13 @@ CHANGES = {"redrawn": redraw, "added": add, "gone": lambda data: (data / "3_HC_A
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_files_are_refused_and_after_making_anew_so_is_the_old_network(own, change):
     CHANGES[change](own.parent / "data")
-    for ensure in (loading.ensure_manifest, preprocessing.ensure_prepared, verification.ensure_verified):
+    for ensure in (stages.ensure_manifest, stages.ensure_prepared, stages.ensure_verified):
         with refused_and_nothing_changes(own, "before files in", "changed", "another run_dir", "run notebook 01"):
             ensure(own)
     make_anew(own, data=str(own.parent / "data"), seed=1)
-    verification.ensure_verified(own, **SIZE, seed=1)
+    stages.ensure_verified(own, **SIZE, seed=1)
     with refused_and_nothing_changes(own, "checkpoint.pt was trained on other images, outlines", "run notebook 05"):
-        training.ensure_checkpoint(own)
+        stages.ensure_checkpoint(own)
 
 
 @pytest.mark.parametrize("victim", ["3_HC.bmp", "3_HC_Annotation.bmp"])
@@ -211,7 +211,7 @@ def test_a_file_edited_to_the_same_size_and_time_is_noticed(tmp_path, victim):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
     with refused_and_nothing_changes(tmp_path / "run", "before files in", "changed"):
-        loading.ensure_manifest(tmp_path / "run")
+        stages.ensure_manifest(tmp_path / "run")
 
 
 # files found are files used or set aside with a reason
@@ -226,7 +226,7 @@ def test_different_frames_of_one_name_in_two_folders_are_ten_of_ten_pairs(tmp_pa
     assert manifest.examination.nunique() == 10  # nothing says that two frames called 1 are of one fetus
     for pair in manifest.itertuples():
         assert pair.image_path.parent == pair.mask_path.parent and pair.image_path.stem in pair.image_id
-    usable = verification.ensure_verified(tmp_path / "run", **SIZE)
+    usable = stages.ensure_verified(tmp_path / "run", **SIZE)
     findings = pd.read_csv(tmp_path / "run" / "verification.csv", dtype=str)
     assert set(findings.image_id[findings.check == "repeated_name"]) == set(manifest.image_id) == set(usable.image_id)
     images = np.load(tmp_path / "run" / "prepared" / "images.npy")
@@ -380,8 +380,8 @@ def test_arrays_that_are_open_elsewhere_are_named_and_stay_usable(run, monkeypat
         hold(patch, run / "prepared" / name)
         with refused_and_nothing_changes(run, "prepared", "Access is denied", "close what has it open"):
             preprocessing.prepare(run, **size, fill=lambda outline: preprocessing.binarise(outline))
-    preprocessing.ensure_prepared(run, **SIZE)
-    training.ensure_checkpoint(run)
+    stages.ensure_prepared(run, **SIZE)
+    stages.ensure_checkpoint(run)
 
 
 # what a killed process leaves
@@ -457,11 +457,11 @@ def test_a_second_process_is_refused_in_one_sentence_and_changes_nothing(run, tr
         for make in makers:
             with refused_and_nothing_changes(run, "is being used by another", "another run_dir"):
                 make()
-        verification.ensure_verified(run, **SIZE, seed=1, data=data)  # to read is no harm
-        training.ensure_checkpoint(run)
-        verification.ensure_verified(bare, **SIZE)  # nor to make something elsewhere
+        stages.ensure_verified(run, **SIZE, seed=1, data=data)  # to read is no harm
+        stages.ensure_checkpoint(run)
+        stages.ensure_verified(bare, **SIZE)  # nor to make something elsewhere
     with holder(bare), refused_and_nothing_changes(bare, "is being used by another"):
-        training.ensure_checkpoint(bare, SMALL)
+        stages.ensure_checkpoint(bare, SMALL)
     for make in makers:
         make()
 
@@ -686,7 +686,7 @@ def test_a_tilde_is_the_home_folder_for_run_folder_and_data(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     save_pair(tmp_path / "home" / "data", "1_HC", noise(), noise())
     assert workspace.run_folder("~/x") == tmp_path / "home" / "x" and (tmp_path / "home" / "x").is_dir()
-    assert loading.find_data("~/data", "~/x") == tmp_path / "home" / "data"
+    assert stages.find_data("~/data", "~/x") == tmp_path / "home" / "data"
     assert not (tmp_path / "~").exists() and not (workspace.project_root() / "~").exists()
 
 

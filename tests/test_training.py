@@ -4,6 +4,7 @@ import copy
 import errno
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification, workspace
-from fetalseg_helpers.running import lessons, trials, widgets
+from fetalseg_helpers.running import lessons, stages, trials, widgets
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -56,7 +57,7 @@ def prepared(tmp_path_factory, draw_pairs):
     """A run folder that is prepared at 48 × 32 and not trained. Read only: copy what you change."""
     root = tmp_path_factory.mktemp("training")
     draw_pairs(root / "malignant")
-    verification.ensure_verified(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
+    stages.ensure_verified(root / "run", 48, 32, data=str(root / "malignant"), seed=0)
     return root / "run"
 
 
@@ -453,7 +454,7 @@ def test_one_step_of_the_reference_preset_on_an_unscaled_frame(tmp_path):
         cv2.imwrite(str(tmp_path / "malignant" / f"{number}_HC_Annotation.png"), outline)
     preset = lessons.read_preset("reference")
     canvas = {name: preset[name] for name in workspace.CANVAS_KEYS}
-    preprocessing.ensure_prepared(tmp_path / "run", **canvas, data=str(tmp_path / "malignant"), seed=0)
+    stages.ensure_prepared(tmp_path / "run", **canvas, data=str(tmp_path / "malignant"), seed=0)
     settings = training.Settings.of(preset)
     loop = training.Trainer(tmp_path / "run", settings)
     assert sum(values.numel() for values in loop.network.parameters()) == 31_030_593
@@ -699,6 +700,318 @@ def test_a_lack_of_memory_while_a_checkpoint_is_read_is_not_called_damage(uninte
 def test_a_loaded_network_is_the_one_that_was_saved_and_ready_to_predict(uninterrupted):
     network, state = training.load_network(uninterrupted / "last.pt")
     assert not network.training and same(dict(network.state_dict()), state["network"])
+
+
+# Checkpoints from elsewhere: nothing in them is trusted
+
+
+def network_equals(network, weights):
+    return same(dict(network.state_dict()), dict(weights))
+
+
+def read_or_refused(path):
+    """The state that is loaded from a file; None where it is refused in one sentence."""
+    try:
+        return training.load_network(path)[1]
+    except FetalsegError as error:
+        text = str(error)
+        assert "\n" not in text and text.endswith(".") and path.name in text and len(text) < 400, text
+        return None
+
+
+@pytest.fixture(params=["a checkpoint", "weights alone"])
+def sound(request, uninterrupted, tmp_path):
+    """A file that loads."""
+    path = Path(shutil.copy(uninterrupted / "checkpoint.pt", tmp_path / "mine.pt"))
+    if request.param == "weights alone":
+        torch.save(load(path)["network"], path)
+    return path
+
+
+@pytest.fixture
+def no_network_is_made(monkeypatch):
+    """Fails where a network is made: one of the size that a file asks for may take all memory."""
+    monkeypatch.setattr(unet, "make_network", lambda *_: pytest.fail("a network was made"))
+
+
+def test_a_bit_that_is_flipped_anywhere_is_refused_or_changes_nothing(sound):
+    data, whole = sound.read_bytes(), training.load_checkpoint(sound)
+    rng, refused = np.random.default_rng(0), 0
+    for place in rng.integers(len(data), size=150):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << rng.integers(8)
+        sound.write_bytes(damaged)
+        state = read_or_refused(sound)
+        assert state is None or (state["sha256"], state["canvas"]) == (whole["sha256"], whole["canvas"]), place
+        refused += state is None
+    assert refused > 50  # the rest hits the padding between the tensors
+
+
+def test_a_bit_that_makes_a_folder_of_a_tensor_is_refused_though_torch_leaves_its_memory_as_it_was(sound):
+    data = bytearray(sound.read_bytes())
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"/data/"))  # of the last tensor, in the directory of the archive
+    data[entry + 38] ^= 0x10
+    sound.write_bytes(data)
+    load(sound)  # the trap
+    assert read_or_refused(sound) is None
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(sound):
+    data = sound.read_bytes()
+    for length in (0, 1, 4, len(data) - 1, *np.random.default_rng(0).integers(len(data), size=100)):
+        sound.write_bytes(data[:length])
+        assert read_or_refused(sound) is None, length
+
+
+@pytest.mark.parametrize("part", ["format", "settings", "canvas", "epoch", "valid_dice", "network", "sha256"])
+@pytest.mark.parametrize("value", [KeyError, None, "x", [1], (1, 2), {}, torch.zeros(2)], ids=repr)
+def test_a_part_that_is_missing_or_of_another_kind_is_refused(uninterrupted, tmp_path, part, value):
+    state = load(uninterrupted / "checkpoint.pt")
+    state[part] = value
+    if value is KeyError:
+        del state[part]
+    torch.save(state, tmp_path / "mine.pt")
+    assert read_or_refused(tmp_path / "mine.pt") is None
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("settings", "base_channels", value) for value in (10**6, 0, -1, "x", 2.0, True, None, 3)),
+        *(("settings", "depth", value) for value in (50, 10**9, -1, "x", 2.0, None, 3)),
+        *(("settings", "normalisation", value) for value in ("foo", "none", [], None, torch.zeros(2))),
+        *(("canvas", "width", value) for value in (0, -4, 49, 10**9, "x", 48.0, True, [48], None)),
+        *(("canvas", "height", value) for value in (0, 33, 10**9, None)),
+        *(("canvas", "fit", value) for value in ("stretch", 1, None)),
+    ],
+)
+def test_a_value_that_no_training_writes_is_refused(uninterrupted, tmp_path, no_network_is_made, part, name, value):
+    state = load(uninterrupted / "checkpoint.pt")
+    state[part][name] = value
+    torch.save(state, tmp_path / "mine.pt")
+    assert read_or_refused(tmp_path / "mine.pt") is None
+
+
+def test_the_value_that_cannot_be_is_named(uninterrupted, tmp_path):
+    state = load(uninterrupted / "checkpoint.pt")
+    state["canvas"]["width"] = 10**9
+    torch.save(state, tmp_path / "mine.pt")
+    with pytest.raises(FetalsegError, match=r"mine\.pt .* width cannot be 1000000000"):
+        training.load_checkpoint(tmp_path / "mine.pt")
+
+
+HOSTILE = {
+    "not a number": lambda weight: weight * math.nan,
+    "infinite": lambda weight: weight + math.inf,
+    "claimed to be huge": lambda weight: torch.zeros(1).expand(10**6, 10**6),  # four bytes, and four terabytes
+    "claimed to be wide": lambda weight: torch.zeros(1, 1, 1, 1).expand(1, 4096, 1, 1),
+    "of another shape": lambda weight: weight.flatten(),
+    "sparse": lambda weight: weight.to_sparse(),
+    "without memory": lambda weight: weight.to("meta"),
+    "text": lambda weight: "x",
+    "nested": lambda weight: {"weight": weight},
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_weights_are_refused(sound, kind, monkeypatch):
+    state = load(sound)
+    weights = state.get("network", state)
+    weights["last.weight"] = HOSTILE[kind](weights["last.weight"])
+    if weights is not state:
+        monkeypatch.setattr(training, "weights_sha256", lambda weights: "as it should be")
+        state["sha256"] = "as it should be"
+    torch.save(state, sound)
+    assert read_or_refused(sound) is None
+
+
+@pytest.mark.parametrize("change", [{"last.bias": None}, {"more": torch.zeros(2)}, {5: torch.zeros(2)}], ids=str)
+def test_weights_that_are_missing_or_too_many_are_refused(sound, change):
+    state = load(sound)
+    weights = state.get("network", state)
+    weights |= change
+    for name in [name for name, weight in weights.items() if weight is None]:
+        del weights[name]
+    if weights is not state and 5 not in weights:
+        state["sha256"] = training.weights_sha256(weights)
+    torch.save(state, sound)
+    assert read_or_refused(sound) is None
+
+
+@pytest.mark.parametrize("metadata", [5, {"first.layers.1": {"version": "x"}}], ids=str)
+def test_weights_with_a_hostile_note_about_their_version_are_refused(sound, metadata):
+    state = load(sound)
+    state.get("network", state)._metadata = metadata
+    torch.save(state, sound)
+    assert read_or_refused(sound) is None
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused_before_it_is_unpacked(uninterrupted, tmp_path):
+    whole = zipfile.ZipFile(uninterrupted / "checkpoint.pt")
+    with whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+        packed.writestr(f"{name} and more", bytes(10**7))
+    assert read_or_refused(tmp_path / "bomb.pt") is None
+
+
+class Code:
+    """What runs code where a pickle is trusted."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["in an archive", "in the weights", "torch's old format", "a plain pickle"])
+def test_code_in_a_pickle_is_not_run(uninterrupted, tmp_path, kind):
+    path, code = tmp_path / "mine.pt", Code(tmp_path / "ran")
+    if kind == "a plain pickle":
+        path.write_bytes(pickle.dumps(code))
+    elif kind == "in the weights":
+        state = load(uninterrupted / "checkpoint.pt")
+        state["network"]["last.bias"] = code
+        torch.save(state, path)
+    else:
+        torch.save(code, path, _use_new_zipfile_serialization=kind == "in an archive")
+    with pytest.raises(FetalsegError) as error:
+        training.load_network(path)
+    assert_one_sentence(error, "mine.pt")
+    assert not code.path.exists()
+    pickle.loads(pickle.dumps(code))  # the trap is one
+    assert code.path.exists()
+
+
+@pytest.mark.parametrize("holds", [[1, 2], "network", 3, None, torch.zeros(3), {}, {"state_dict": {}, "epoch": 3}])
+def test_a_torch_file_of_something_else_is_refused(tmp_path, holds):
+    torch.save(holds, tmp_path / "mine.pt")
+    assert read_or_refused(tmp_path / "mine.pt") is None
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "mine.pt").mkdir()
+    with pytest.raises(FetalsegError) as error:
+        training.load_checkpoint(tmp_path / "mine.pt")
+    assert_one_sentence(error, "no file", "mine.pt")
+
+
+# Weights alone, and names with a prefix
+
+
+@few
+@given(st.integers(1, 5), st.integers(1, 4), st.sampled_from(sorted(unet.NORMALISATIONS)))
+def test_weights_alone_say_what_network_they_are_of(tmp_path_factory, base_channels, depth, normalisation):
+    path = tmp_path_factory.mktemp("alone") / "mine.pt"
+    weights = unet.UNet(base_channels, depth, normalisation).state_dict()
+    torch.save(weights, path)
+    network, state = training.load_network(path)
+    assert network_equals(network, weights) and not network.training
+    shape = {"base_channels": base_channels, "depth": depth, "normalisation": normalisation}
+    assert state["settings"] == shape and state["sha256"] == training.weights_sha256(weights)
+
+
+def test_the_size_for_weights_alone_is_that_of_the_preset_laptop_and_is_said_in_a_line(tmp_path, capsys):
+    torch.save(network_of().state_dict(), tmp_path / "mine.pt")
+    _, state = training.load_network(tmp_path / "mine.pt")
+    laptop = lessons.read_preset("laptop")
+    assert state["canvas"] == {name: laptop[name] for name in workspace.CANVAS_KEYS}
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "mine.pt" in said and f"{laptop['width']} × {laptop['height']}" in said
+
+
+def test_the_size_for_weights_alone_divides_also_for_a_deep_network(tmp_path):
+    torch.save(unet.UNet(1, 7).state_dict(), tmp_path / "mine.pt")
+    network, state = training.load_network(tmp_path / "mine.pt")
+    assert state["canvas"] == {"width": 128, "height": 128, "fit": "scale"}
+    evaluation.predict_image(network, np.zeros((30, 40), np.uint8), state["canvas"])
+
+
+def test_nothing_is_said_about_a_checkpoint(uninterrupted, capsys):
+    training.load_network(uninterrupted / "checkpoint.pt")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).state_dict(),
+        {name.replace("downs", "encoder"): weight for name, weight in unet.UNet(2, 2).state_dict().items()},
+        unet.UNet(2, 2).state_dict() | {"last.weight": torch.zeros(1, 3, 1, 1)},
+        {"last.weight": torch.zeros(1, 8, 1, 1)} | {f"{level}.enlarge.weight": torch.zeros(1) for level in range(12)},
+        {"last.weight": torch.zeros(1, 8, 1, 1)} | {f"{level}.enlarge.weight": torch.zeros(1) for level in range(500)},
+    ],
+    ids=["another network", "other names", "another width", "deep", "deeper"],
+)
+def test_weights_alone_of_another_network_are_refused(tmp_path, no_network_is_made, weights):
+    torch.save(weights, tmp_path / "mine.pt")
+    assert read_or_refused(tmp_path / "mine.pt") is None
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_that_torch_has_put_a_prefix_before_load_as_without_it(sound, prefix):
+    state = load(sound)
+    weights = state.get("network", state)
+    named = {prefix + name: weight for name, weight in weights.items()}
+    if weights is state:
+        torch.save(named, sound)
+    else:
+        training.save_checkpoint(sound, state | {"network": named})
+    network, loaded = training.load_network(sound)
+    assert network_equals(network, weights)
+    if weights is state:
+        assert loaded["sha256"] == training.weights_sha256(weights)
+
+
+def test_a_prefix_before_some_of_the_names_is_no_prefix(sound):
+    state = load(sound)
+    weights = state.get("network", state)
+    weights["module.last.bias"] = weights.pop("last.bias")
+    if weights is not state:
+        state["sha256"] = training.weights_sha256(weights)
+    torch.save(state, sound)
+    assert read_or_refused(sound) is None
+
+
+class Wrapped(torch.nn.Module):
+    """A network of one's own that keeps another as DataParallel does."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = network_of()
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def test_a_network_that_is_wrapped_itself_keeps_its_names(run_dir):
+    train(run_dir, replace(SMALL, epochs=1), network=Wrapped())
+    resumed = training.Trainer(run_dir, replace(SMALL, epochs=1), network=Wrapped(), resume=True)
+    weights = load(run_dir / "last.pt")["network"]
+    assert all(name.startswith("module.") for name in weights) and network_equals(resumed.network, weights)
+    network, _ = training.load_network(run_dir / "checkpoint.pt", Wrapped())
+    assert network_equals(network, load(run_dir / "checkpoint.pt")["network"])
+    network, _ = training.load_network(run_dir / "checkpoint.pt")
+    assert type(network) is unet.UNet
+
+
+def test_fine_tuning_begins_with_weights_alone(run_dir, tmp_path):
+    weights = network_of(3).state_dict()
+    torch.save({f"module.{name}": weight for name, weight in weights.items()}, tmp_path / "start.pt")
+    loop = training.Trainer(run_dir, SMALL, start=tmp_path / "start.pt")
+    assert network_equals(loop.network, weights)
+
+
+def test_weights_alone_are_not_taken_for_the_network_of_a_run(run_dir):
+    canvas = {"width": 96, "height": 64, "fit": "scale"}
+    torch.save(network_of().state_dict(), run_dir / "checkpoint.pt")
+    with pytest.raises(FetalsegError, match=r"96 × 64"):
+        stages.ensure_checkpoint(run_dir, SMALL)
+    settings = workspace.read_json(run_dir / "prepared" / "settings.json")
+    workspace.write_json(run_dir / "prepared" / "settings.json", settings | canvas)
+    with pytest.raises(FetalsegError, match="other images"):
+        stages.ensure_checkpoint(run_dir, SMALL)
 
 
 # Stopped and resumed
@@ -959,11 +1272,11 @@ def test_results_stay_while_their_network_stays_and_go_with_it(run_dir, monkeypa
 
 def test_a_checkpoint_that_is_needed_is_trained_once_and_never_replaced(run_dir, capsys):
     chosen = replace(SMALL, epochs=1, seed=3)
-    _, made = training.ensure_checkpoint(run_dir, chosen)
+    _, made = stages.ensure_checkpoint(run_dir, chosen)
     assert "checkpoint.pt is being trained for 1 epochs (notebook 05" in capsys.readouterr().out
     before = files_of(run_dir)
     for settings in (chosen, None, replace(chosen, seed=4, base_channels=5)):  # whoever needs it takes what is there
-        network, state = training.ensure_checkpoint(run_dir, settings)
+        network, state = stages.ensure_checkpoint(run_dir, settings)
         assert state["sha256"] == made["sha256"] and isinstance(network, unet.UNet)
     assert capsys.readouterr().out == "" and files_of(run_dir) == before
 
@@ -987,12 +1300,12 @@ def redrawn_outline(run_dir):
 def test_a_checkpoint_of_other_data_is_refused_and_kept_where_one_is_needed(run_dir, uninterrupted, capsys, change):
     for name in ("last.pt", "checkpoint.pt", "history.csv"):
         shutil.copy(uninterrupted / name, run_dir)
-    training.ensure_checkpoint(run_dir)
+    stages.ensure_checkpoint(run_dir)
     change(run_dir)
     before = files_of(run_dir)
     capsys.readouterr()
     with pytest.raises(FetalsegError) as error:
-        training.ensure_checkpoint(run_dir)
+        stages.ensure_checkpoint(run_dir)
     assert_one_sentence(error, "checkpoint.pt", "run_dir", "notebook 05")
     assert files_of(run_dir) == before and capsys.readouterr().out == ""
 

@@ -10,10 +10,7 @@ from fetalseg_helpers.workspace import cv2
 
 
 def mean_ellipse(masks):
-    """The ellipse at the mean place, with the mean axes and the mean angle, of masks (images, height, width).
-
-    Angles are averaged as directions, so that 179° and 1° give 0°.
-    """
+    """The ellipse at the mean place, of mean axes and angle (179° and 1° give 0°), of masks (images, height, width)."""
     found = [border_ellipse(np.asarray(mask)) for mask in masks]
     x, y, first, second, angle = np.array([ellipse for ellipse in found if ellipse is not None]).T
     long = np.maximum(first, second).mean()
@@ -36,12 +33,8 @@ def otsu(image):
 def make_baselines(masks, canvas):
     """Functions that make the mask of an image, uint8 (height, width) both, by name.
 
-    Parameters
-    ----------
-    masks : array of uint8 {0, 1}, shape (images, height, width)
-        Of the training images, on the canvas.
-    canvas : dict
-        `width`, `height` and `fit`.
+    `masks`, an array of uint8 {0, 1} of shape (images, height, width), are those of the training images, on the canvas,
+    and `canvas` is a dictionary with its `width`, `height` and `fit`.
     """
     ellipse = draw_ellipse(mean_ellipse(masks), canvas["width"], canvas["height"])
 

@@ -16,19 +16,10 @@ def border_of(mask):
 
 
 def border_distances(prediction, truth):
-    """Distances between two borders, in px.
+    """Distances, in px, of each border pixel of the prediction from the truth's border, and the other way round.
 
-    Parameters
-    ----------
-    prediction, truth : array of bool or {0, 1}, shape (height, width), neither empty
+    Prediction and truth are arrays of bool or {0, 1} of shape (height, width), neither empty; gives two numpy arrays.
 
-    Returns
-    -------
-    (numpy.ndarray, numpy.ndarray)
-        Of each border pixel of the prediction from the truth's border, and the other way round.
-
-    Examples
-    --------
     >>> border_distances([[1, 0, 0, 0]], [[0, 0, 1, 1]])
     (array([2.]), array([2., 3.]))
     """

@@ -59,10 +59,8 @@ def read_pixel_sizes(path):
 def find_pixel_sizes(run_dir, given="auto"):
     """A given table of pixel sizes; 'auto': the one that lies with the data of a run folder (`*pixel_size*.csv`).
 
-    Returns
-    -------
-    pandas.DataFrame
-        `pixel_mm` and `head_circumference_mm` (nan where unknown), both in mm, by `image_id`; empty without a table.
+    A pandas.DataFrame of `pixel_mm` and `head_circumference_mm` (nan where unknown), both in mm, by `image_id`; empty
+    without a table.
     """
     if given != "auto":
         return read_pixel_sizes(project_root() / Path(given).expanduser())
@@ -76,15 +74,9 @@ def find_pixel_sizes(run_dir, given="auto"):
 def agreement(measured, truth):
     """How far measurements are off, as HC18 reports it and as Bland and Altman (Lancet 1986;327:307-310) draw it.
 
-    Parameters
-    ----------
-    measured, truth : sequence of float
-
-    Returns
-    -------
-    dict
-        `adf` and `adf_sd`, mean and SD of the absolute difference; `df` and `df_sd`, of the signed one, measured less
-        truth; `low` and `high`, df ± 1.96 SD, between which 95 % of differences lie if they are normal.
+    `measured` and `truth` are sequences of float. Gives a dictionary: `adf` and `adf_sd`, mean and SD of the absolute
+    difference; `df` and `df_sd`, of the signed one, measured less truth; `low` and `high`, df ± 1.96 SD, between which
+    95 % of differences lie if they are normal.
     """
     difference = np.asarray(measured, float) - np.asarray(truth, float)
     size = np.abs(difference)

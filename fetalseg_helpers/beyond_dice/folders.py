@@ -2,10 +2,9 @@
 
 Folders are searched at any depth. A prediction has its image's name, or that and `_pred`, `_mask` or the like; true
 masks may be filled, or outlines as the data set has them. What is wrong is listed: missing, extra, twice, misshapen,
-unreadable, grey values, outline or passed over.
+unreadable, values other than 0 and 255, outline or passed over.
 """
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from fetalseg_helpers.beyond_dice import circumference, summaries
 from fetalseg_helpers.beyond_dice.scores import complete, every_score
 from fetalseg_helpers.workspace import FetalsegError, shown, write_json, write_table
 
-ENDINGS = r"_(?:pred|prediction|predicted|mask|seg|segmentation|annotation)$"  # of a stem, beyond the image's name
-MASKED = r"_(?:mask|seg|segmentation)$"  # endings that only true masks have, where masks and predictions lie together
 PROBLEM_COLUMNS = ["image_id", "problem", "file", "detail"]
+NO_MASKS = ["unread", "hidden", "other"]  # kinds of files
 UNSCORED = ("missing", "twice", "misshapen", "unreadable")  # a mask with one of these has no score
 
 
@@ -29,79 +27,92 @@ def shown_as_named(path):
     return f"{shown(path.parent)}/{path.name}"
 
 
-def by_image(paths):
-    """Files by the name of the image that they belong to."""
-    found = {}
-    for path in paths:
-        found.setdefault(re.sub(ENDINGS, "", path.stem, flags=re.IGNORECASE), []).append(path)
-    return found
-
-
 def list_masks(folder):
-    """Mask files below a folder by the name of their image: outlines (`*_Annotation`), and `*_mask` or the like."""
+    """Mask files below a folder, rows of `loading.find_files`, by the name of their image; copies count once.
+
+    They are the outlines, or every file where there is none; with them come images that have no outline.
+    """
     files = loading.find_files(folder)
-    images = files.path[files.kind == "image"]
-    found = by_image(path for path in images if re.search(MASKED, path.stem, flags=re.IGNORECASE))
-    for name, paths in by_image(files.path[files.kind == "outline"]).items():
-        copies = len(paths) > 1 and len({loading.fingerprint(path) for path in paths}) == 1  # which are no problem
-        found[name] = paths[:1] if copies else paths
-    return found or by_image(images)  # where there are neither, every file is a mask
+    files = files[~files.kind.isin(NO_MASKS)]
+    outlines = files[files.kind == "outline"]
+    alone = files[(files.kind == "image") & ~files.stem.isin(outlines.stem)]
+    found = {}
+    for file in (files if outlines.empty else outlines).itertuples():
+        same = found.setdefault(file.stem, [])
+        if not any(loading.fingerprint(file.path) == loading.fingerprint(other.path) for other in same):
+            same.append(file)
+    return found, [] if outlines.empty else list(alone.itertuples())
 
 
 def pair_up(predictions, masks):
-    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`."""
-    truths = list_masks(masks)
-    taken = {shown_as_named(path) for paths in truths.values() for path in paths}
-    found = by_image(path for path in loading.find_files(predictions).path if shown_as_named(path) not in taken)
-    matched, problems = [], []
-    for name in sorted({*found, *truths}, key=lambda name: (loading.natural_order(name), name)):
-        mine, theirs = found.get(name, []), truths.get(name, [])
-        named = [path for path in mine if path.stem != name]
-        if named:  # then a file of the bare name is the image
-            detail = f"is taken for the image, since there is {named[0].name}"
-            problems += [(name, "passed over", shown_as_named(path), detail) for path in mine if path not in named]
-            mine = named
-        if not mine:
-            problems.append((name, "missing", shown_as_named(theirs[0]), "has no prediction"))
-        elif not theirs:
-            problems += [(name, "extra", shown_as_named(path), "has no mask to be scored against") for path in mine]
-        elif len(mine) == len(theirs) == 1:
-            matched.append((name, mine[0], theirs[0]))
-        else:
-            first, *others = [shown_as_named(path) for paths in (mine, theirs) if len(paths) > 1 for path in paths]
-            problems.append((name, "twice", first, f"is there again: {', '.join(others)}"))
+    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`.
+
+    Where all files of a name lie in folders of patients, each patient is matched alone.
+    """
+    truths, images = list_masks(masks)
+    taken = {shown_as_named(file.path) for files in truths.values() for file in files}
+    found, matched, problems = {}, [], []
+    for file in loading.find_files(predictions).itertuples():
+        if file.kind in NO_MASKS:
+            problems.append((file.stem, "passed over", shown_as_named(file.path), loading.ASIDE[file.kind]))
+        elif shown_as_named(file.path) not in taken:
+            found.setdefault(file.stem, []).append(file)
+    for file in images:
+        if file.stem not in found:
+            problems.append((file.stem, "passed over", shown_as_named(file.path), "images without a mask"))
+    for stem in sorted({*found, *truths}, key=lambda stem: (loading.natural_order(stem), stem)):
+        both = found.get(stem, []), truths.get(stem, [])
+        patients = {loading.patient(file.place) for files in both for file in files}
+        for patient in [""] if "" in patients else sorted(patients):
+            name = f"{patient}/{stem}" if patient else stem
+            here = [[file for file in files if patient in file.place.split("/") or not patient] for files in both]
+            match_name(name, *here, matched, problems)
     return matched, problems
 
 
-def read_mask(path):
-    """A mask file as 0 and 1, and whether it had grey values in between, which are cut at 128."""
-    image = loading.read_grey(path)
-    values = np.unique(image)
-    if len(values) > 2:
-        return preprocessing.binarise(image), True
-    return np.uint8((image == values[-1]) & (image > 0)), False  # of 0 and 255, 0 and 7, 100 and 200 the larger
+def match_name(name, mine, theirs, matched, problems):
+    """Add the predictions and masks of a name, rows of `loading.find_files`, to what is matched, or to the problems."""
+    named = [file for file in mine if file.kind != "image"]
+    if named:  # then a file of the bare name is the image
+        detail = f"is taken for the image, since there is {named[0].path.name}"
+        passed = [file for file in mine if file not in named]
+        problems += [(name, "passed over", shown_as_named(file.path), detail) for file in passed]
+        mine = named
+    mine, theirs = [file.path for file in mine], [file.path for file in theirs]
+    if len(mine) == len(theirs) == 1:
+        matched.append((name, mine[0], theirs[0]))
+    elif not mine:
+        problems.append((name, "missing", shown_as_named(theirs[0]), "has no prediction"))
+    elif not theirs:
+        problems += [(name, "extra", shown_as_named(path), "has no mask to be scored against") for path in mine]
+    else:
+        first, *others = [shown_as_named(path) for paths in (mine, theirs) if len(paths) > 1 for path in paths]
+        problems.append((name, "twice", first, f"is there again: {', '.join(others)}"))
 
 
 def score_one(name, mine, theirs, scores, pixel_mm):
     """The scores of one prediction, {} where it has none; and problems as rows of `PROBLEM_COLUMNS`."""
-    masks = []
+    masks, problems = [], []
     for path in (mine, theirs):
         try:
-            masks.append(read_mask(path))
+            mask, values = loading.read_mask(path)
         except FetalsegError as error:
             reason = str(error).removeprefix(shown(path)).strip(" .")
             return {}, [(name, "unreadable", shown_as_named(path), reason)]
-    (prediction, grey), (truth, _) = masks
+        if values:
+            problems.append((name, "values", shown_as_named(path), f"has the values {values}"))
+        masks.append(mask)
+    prediction, truth = masks
     file = shown_as_named(mine)
     if prediction.shape != truth.shape:
         sizes = [f"{width} × {height}" for height, width in (prediction.shape, truth.shape)]
         return {}, [(name, "misshapen", file, f"is {sizes[0]} but the mask {sizes[1]}")]
-    if preprocessing.is_line(truth):
-        truth = preprocessing.fill_outline(truth * np.uint8(255))
-    problems = []
-    if grey:
-        left = "" if prediction.any() else ": nothing is left. Write labels as 0 and 255"
-        problems.append((name, "grey values", file, f"has more than two values, and was cut at 128{left}"))
+    if truth.any():
+        try:
+            truth = preprocessing.fill_pair(prediction, truth, theirs.name)
+        except FetalsegError as error:
+            return {}, [(name, "unreadable", shown_as_named(theirs), str(error).removeprefix(theirs.name).strip(" ."))]
+    prediction, truth = preprocessing.binarise(prediction), np.minimum(truth, 1)
     if preprocessing.is_line(evaluation.cut(prediction, 1, "largest")):
         problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))
     row = {"image_id": name}
@@ -155,11 +166,16 @@ def write_scores(out, scores, problems, tolerance):
 
 def report(scores, problems, summary):
     """Lines for a terminal: the problems, the summary, the circumference in mm where it is known."""
-    passed = problems.problem == "passed over"
-    for problem in problems[~passed].itertuples():
+    quiet = problems.problem.isin(["passed over", "values"])
+    for problem in problems[~quiet].itertuples():
         yield f"{problem.problem:<12}{problem.file} {problem.detail}"
-    if passed.any():
-        yield f"{passed.sum()} files taken for the images themselves, since each has a prediction by another name."
+    passed = problems.detail[problems.problem == "passed over"]
+    if images := int(passed.str.startswith("is taken for the image").sum()):
+        yield f"{images} files taken for the images themselves, since each has a prediction by another name."
+    for detail, count in passed[~passed.str.startswith("is taken")].value_counts().items():
+        yield f"{count} files passed over: {detail}."
+    for detail, some in problems[problems.problem == "values"].groupby("detail"):
+        yield f"{len(some)} files, such as {some.file.iloc[0]}: {detail}."
     yield summaries.summary_table(summary).to_string()
     yield (
         f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: "

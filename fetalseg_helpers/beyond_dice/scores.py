@@ -46,33 +46,23 @@ def precision_recall(prediction, truth, pixel_mm=np.nan):
 
 
 def border_scores(prediction, truth, pixel_mm=np.nan, tolerance=5.0):
-    """Distances between the borders of two masks, summed up.
+    """Distances between the borders of two masks, summed up in a dictionary.
 
-    Parameters
-    ----------
-    tolerance : float
-        In px; how far off a border may be and still count as right.
+    It has `nsd` (the share of both borders that lies within the tolerance of the other, 0 to 1; Nikolov et al. 2018),
+    `hd95_px` (the 95th percentile of the distances, of the two directions the larger; Huttenlocher et al. 1993) and
+    `assd_px` (their mean over both); the same in mm where the size of a pixel is known. `tolerance`, in px, is how far
+    off a border may be and still count as right.
 
-    Returns
-    -------
-    dict
-        `nsd` (the share of both borders that lies within the tolerance of the other, 0 to 1; Nikolov et al. 2018),
-        `hd95_px` (the 95th percentile of the distances, of the two directions the larger; Huttenlocher et al. 1993)
-        and `assd_px` (their mean over both); the same in mm where the size of a pixel is known.
-
-    Examples
-    --------
     >>> border_scores([[1, 0, 0, 0]], [[0, 0, 1, 1]], tolerance=2)["nsd"]
     0.6666666666666666
     """
+    hd95 = assd = distance_of_empty(prediction, truth)
+    distances = np.array([np.inf if assd else 0.0])  # no tolerance is as wide as from a border to none
     if np.any(prediction) and np.any(truth):
         there, back = border_distances(prediction, truth)
         distances = np.concatenate([there, back])
         hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
         assd = distances.mean()
-    else:
-        hd95 = assd = distance_of_empty(prediction, truth)
-        distances = np.array([np.inf if assd else 0.0])  # no tolerance is as wide as from a border to none
     scores = {"nsd": float((distances <= tolerance).mean())}
     if not np.isnan(pixel_mm):
         scores["nsd_mm"] = float((distances <= TOLERANCE_MM / pixel_mm).mean())
@@ -81,11 +71,10 @@ def border_scores(prediction, truth, pixel_mm=np.nan, tolerance=5.0):
 
 def centroid_error(prediction, truth, pixel_mm=np.nan):
     """`centroid_error_px`, how far the centre of gravity is off; in mm too where the size of a pixel is known."""
+    off = distance_of_empty(prediction, truth)
     if np.any(prediction) and np.any(truth):
         centres = [ndimage.center_of_mass(np.asarray(mask)) for mask in (prediction, truth)]
         off = np.hypot(*np.subtract(*centres))
-    else:
-        off = distance_of_empty(prediction, truth)
     return lengths(pixel_mm, centroid_error=off)
 
 
@@ -130,14 +119,11 @@ def every_score(tolerance=5.0):
 def complete(table, sizes=None):
     """A table of scores, its columns in the order of `METRICS`, with the circumference in mm where it can be had.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `evaluation.score_pairs` gives it with `every_score`, or with some of them and others.
-    sizes : pandas.DataFrame, optional
-        Pixel sizes, as `circumference.find_pixel_sizes`. Unless empty, they add `circumference_error_mm`, `pixel_mm`,
-        `circumference_mm` and `truth_circumference_mm`, the published one or, where none is, that of the true mask;
-        nan for an image that is not among them. A FetalsegError says if what is published does not belong to the masks.
+    `table` is a pandas.DataFrame as `evaluation.score_pairs` gives it with `every_score`, or with some of them and
+    others. `sizes`, another, are pixel sizes as `circumference.find_pixel_sizes` gives them. Unless empty, they add
+    `circumference_error_mm`, `pixel_mm`, `circumference_mm` and `truth_circumference_mm`, the published one or, where
+    none is, that of the true mask; nan for an image that is not among them. A FetalsegError says if what is published
+    does not belong to the masks.
     """
     if sizes is not None and not sizes.empty and "circumference_px" in table:
         pixel_mm = table.image_id.map(sizes.pixel_mm)

@@ -9,16 +9,13 @@ from fetalseg_helpers.workspace import FetalsegError
 
 
 def summarise(scores, draws=2000, seed=0):
-    """What a table of scores says in a few numbers.
+    """What a table of scores says in a few numbers, a dictionary.
 
-    Returns
-    -------
-    dict
-        Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is
-        the worst; how many images and examinations; in how many a mask was empty; Dice and IoU of all pixels pooled, in
-        which large heads weigh more; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`,
-        `median`, `worst`, what 95 % of the images are at least as good as (`percentile_5`; of errors, which are better
-        the smaller, `percentile_95` of their size), `interval_95` of the mean, and the number of `images` that have it.
+    Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is the
+    worst; how many images and examinations; in how many a mask was empty; Dice and IoU of all pixels pooled, in which
+    large heads weigh more; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`, `median`,
+    `worst`, what 95 % of the images are at least as good as (`percentile_5`; of errors, which are better the smaller,
+    `percentile_95` of their size), `interval_95` of the mean, and the number of `images` that have it.
     """
     table = {}
     for name, metric in METRICS.items():
@@ -36,13 +33,13 @@ def summarise(scores, draws=2000, seed=0):
         interval = evaluation.bootstrap_interval(values, known.examination, draws, seed)
         table[name]["interval_95"] = [round(end, 4) for end in interval]
         table[name]["images"] = len(known)
-    summary = {}
-    for name in ("dice", "iou"):
-        summary[f"mean_{name}"] = table[name]["mean"]
-        summary[f"{name}_interval_95"] = table[name]["interval_95"]
     pixels = scores.truth_pixels + scores.predicted_pixels
     total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
-    return summary | {
+    return {
+        "mean_dice": table["dice"]["mean"],
+        "dice_interval_95": table["dice"]["interval_95"],
+        "mean_iou": table["iou"]["mean"],
+        "iou_interval_95": table["iou"]["interval_95"],
         "median_dice": table["dice"]["median"],
         "worst_dice": table["dice"]["worst"],
         "worst_image": scores.image_id[scores.dice.idxmin()],
@@ -76,17 +73,10 @@ def summary_table(summary):
 def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=2000, seed=0):
     """Compare two tables of scores image by image: the differences scatter far less than the scores.
 
-    Parameters
-    ----------
-    first, second : pandas.DataFrame
-        As `evaluation.score_pairs`. A FetalsegError says if they are not of the same images, each once.
-    metrics : sequence of str
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per score: the mean of both, their `difference` (second - first), its 95 % interval from a bootstrap over
-        examinations (`low`, `high`), and for how many images the second is better or worse.
+    `first` and `second` are pandas.DataFrames as `evaluation.score_pairs` gives them, and `metrics` names the scores. A
+    FetalsegError says if they are not of the same images, each once. Gives a pandas.DataFrame with a row per score: the
+    mean of both, their `difference` (second - first), its 95 % interval from a bootstrap over examinations (`low`,
+    `high`), and for how many images the second is better or worse.
     """
     differing = sorted(set(first.image_id) ^ set(second.image_id), key=loading.natural_order)
     if differing or not (first.image_id.is_unique and second.image_id.is_unique):

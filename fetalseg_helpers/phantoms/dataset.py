@@ -1,21 +1,20 @@
 """A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted."""
 
 import os
-import pickle
-import sys
-import threading
+import re
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
 
 import joblib
 import numpy as np
 from filelock import FileLock, Timeout
 
 from fetalseg_helpers.ellipses import ellipse_perimeter
+from fetalseg_helpers.loading import PIXEL_SIZE_COLUMNS
 from fetalseg_helpers.phantoms.frames import cut_pose, draw_examination, draw_frame
 from fetalseg_helpers.workspace import UNFINISHED, FetalsegError, cv2, remedy, remove
 
@@ -28,7 +27,6 @@ EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, 
 RARE_DEFECTS = ("missing_mask", "orphan_mask", "empty_mask", "size_mismatch", "unreadable_image", "near_border")
 DEFECTS = {"split_folders_differ": 4, "open_outline": 2} | dict.fromkeys(RARE_DEFECTS, 1)  # how many a full set has
 CUT_HEADS = ("open_outline", "near_border")  # the frame's lower edge cuts through the head
-MOST_PROCESSES = 8  # each takes some 150 MB, and a disk takes no more frames at once
 
 
 class Entry(namedtuple("Entry", ["stem", "examination", "index", "split", "defect"], defaults=[None])):
@@ -73,42 +71,24 @@ def planted_defects(count, seed):
     return {kind: [next(drawn) for _ in range(number)] for kind, number in numbers.items()}
 
 
-def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, progress=None, changes=None):
+def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, changes=None):
     """Write a set of phantoms in the data set's tree and return its folder; equal arguments give equal bytes.
 
     Beside the tree lies `pixel_sizes.csv`, with each frame's pixel size and the circumference of its head. The number
-    of processes does not matter; another kind of processor may round a rare pixel to the next grey level.
+    of cores does not matter; another kind of processor may round a rare pixel to the next grey level.
 
-    Parameters
-    ----------
-    folder : str or Path
-        New or empty. It appears under its name only when everything is in it.
-    count : int
-        Malignant frames. `max(1, count // 40)` benign and as many normal frames, without outlines, come on top.
-    seed : int
-        0 or more.
-    processes : int, optional
-        By default as many as there are cores that may be used, up to `MOST_PROCESSES`; 1 draws in this process.
-    defects : bool
-        Whether to plant those of `planted_defects(count, seed)`.
-    progress : callable, optional
-        Called with the number of malignant frames done so far.
-    changes : dict of str to Draw, optional
-        Distributions other than `frames.DISTRIBUTIONS`, as for `frames.draw_examination`.
-
-    Raises
-    ------
-    FetalsegError
-        If `count` or `seed` is out of range, `folder` holds something or is being written by another process, the disk
-        refuses the files, or memory is short. Nothing is left then, and no process draws on, whatever ends this one.
+    `folder`, new or empty, appears under its name only when everything is in it. `count` is the number of malignant
+    frames; `max(1, count // 40)` benign and as many normal frames, without outlines, come on top. `seed` is 0 or more.
+    `defects` says whether to plant those of `planted_defects(count, seed)`. `progress` is called with the number of
+    malignant frames done so far. `changes`, a dict of str to Draw, are distributions other than `frames.DISTRIBUTIONS`,
+    as for `frames.draw_examination`. A FetalsegError says if `count` or `seed` is out of range, `folder` holds
+    something or is being written by another process, the disk refuses the files, or memory is short. Nothing is left
+    then.
     """
-    from fetalseg_helpers.loading import PIXEL_SIZE_COLUMNS  # here, so that no drawing process imports pandas
-
     entries = set_entries(count, seed)
     for kind, stems in planted_defects(count, seed).items() if defects else ():
         entries = [entry._replace(defect=kind) if entry.stem in stems else entry for entry in entries]
     examinations = [list(group) for _, group in groupby(entries, key=lambda entry: entry.examination)]
-    processes = min(processes or min(joblib.cpu_count(), MOST_PROCESSES), len(examinations))
     sizes = [",".join(PIXEL_SIZE_COLUMNS)]
     with _unfinished(Path(os.path.abspath(folder))) as temporary:
         data = temporary / DATA_FOLDER
@@ -117,10 +97,10 @@ def write_phantoms(folder, count=160, seed=0, processes=None, defects=True, prog
         tasks = [partial(_write_examination, data, seed, changes, group) for group in examinations]
         for number, name in product(range(1, max(1, count // 40) + 1), CLASSES[1:]):
             tasks.append(partial(_write_other, data, seed, changes, name, number))
-        with closing(_results(tasks, processes)) as results:
+        pool = ThreadPoolExecutor(min(joblib.cpu_count(), 8))  # a disk takes no more frames at once
+        # The results, when they are closed, call off what has not begun, and the pool waits for the rest.
+        with pool, closing(pool.map(lambda task: task(), tasks)) as results:
             for rows in results:
-                if isinstance(rows, Exception):
-                    raise rows
                 sizes += rows
                 if rows and progress:
                     progress(len(sizes) - 1)
@@ -146,11 +126,10 @@ def _unfinished(folder):
         temporary.rename(folder)
     except Timeout:
         raise FetalsegError(f"{folder} is being written by another process: wait, or choose another folder.") from None
-    except (MemoryError, cv2.error) as error:
-        if isinstance(error, cv2.error) and "memory" not in str(error):
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not isinstance(error, MemoryError) and not re.search("memory|new thread", str(error)):
             raise
-        cause = "memory is short, or a drawing process was killed; close other programs, or give processes=1"
-        raise FetalsegError(f"{folder} could not be drawn: {cause}.") from error
+        raise FetalsegError(f"{folder} could not be drawn, memory is short: close other programs.") from error
     except OSError as error:
         raise FetalsegError(f"{folder} could not be written ({error.strerror or error}): {remedy(error)}.") from error
     finally:
@@ -159,47 +138,6 @@ def _unfinished(folder):
             with suppress(OSError):  # Windows does it on release
                 Path(lock.lock_file).unlink()
             lock.release()
-
-
-def _results(tasks, processes):
-    """Yield what the tasks return or raise, in their order, done here or by several processes that are gone afterwards.
-
-    Each of them is in a session of its own, so that it does not hear of Ctrl-C, and ends when its stdin closes, as it
-    does when this process is killed. Pools of the standard library and of joblib would live on.
-    """
-    if processes == 1:
-        yield from (task() for task in tasks)
-        return
-    command = [sys.executable, "-c", f"from {__name__} import draw_here; draw_here()"]
-    options = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, "start_new_session": True}
-    workers = []
-    try:
-        for number in range(processes):
-            workers.append(Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, **options))
-            pickle.dump(tasks[number::processes], workers[number].stdin)
-            workers[number].stdin.flush()
-        for number in range(len(tasks)):
-            yield pickle.load(workers[number % processes].stdout)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise MemoryError("a process could not be started, or was killed") from error
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-
-
-def draw_here():
-    """What a drawing process does: read tasks from stdin, write what they return or raise to stdout."""
-    tasks = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()  # nothing comes but the end
-    cv2.setNumThreads(1)
-    for task in tasks:
-        try:
-            result = task()
-        except Exception as error:
-            result = error
-        pickle.dump(result, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
 
 
 def _write_other(data, seed, changes, name, number):

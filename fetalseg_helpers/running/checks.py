@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,46 +22,11 @@ import fetalseg_helpers
 from fetalseg_helpers.workspace import FetalsegError, cv2, project_root
 
 Rule = namedtuple("Rule", ["kind", "low", "high", "choices"], defaults=[None, None, ()])
-PARAMETERS = {  # what each parameter of a notebook may be
-    "run_dir": Rule(str),
-    "data": Rule(str),
-    "seed": Rule(int, 0, 2**31 - 1),
-    "phantoms": Rule(int, 12, 100_000),
-    "split_by": Rule(str, choices=("examination", "image", "folder")),
-    "width": Rule(int, 16, 4096),
-    "height": Rule(int, 16, 4096),
-    "fit": Rule(str, choices=("scale", "pad")),
-    "border": Rule(float, 0, 0.5),
-    "base_channels": Rule(int, 1, 256),
-    "depth": Rule(int, 1, 7),
-    "normalisation": Rule(str, choices=("none", "batch")),
-    "overfit_steps": Rule(int, 1, 10_000),
-    "epochs": Rule(int, 1, 10_000),
-    "batch_size": Rule(int, 1, 1024),
-    "learning_rate": Rule(float, 1e-8, 1),
-    "schedule": Rule(str, choices=("one-cycle", "constant")),
-    "weight_decay": Rule(float, 0, 1),
-    "gradient_norm": Rule(float, 1e-6, 1e6),
-    "bce_weight": Rule(float, 0, 100),
-    "foreground_weighting": Rule(bool),
-    "augmented": Rule(bool),
-    "patience": Rule(int, 1, 10_000),
-    "resume": Rule(bool),
-    "trial_steps": Rule(int, 1, 10_000),
-    "threshold": Rule(float, 0, 0.99),
-    "region": Rule(str, choices=("chosen", "every", "largest", "filled", "ellipse")),
-    "flip": Rule(bool),
-    "tolerance": Rule(float, 0, 1000),
-    "pixel_sizes": Rule(str),
-    "draws": Rule(int, 100, 100_000),
-    "near": Rule(float, 1, 1000),
-    "worsened": Rule(int, 1, 10_000),
-    "leak_steps": Rule(int, 1, 1_000_000),
-    "repeats": Rule(int, 1, 100),
-    "real_data": Rule(str),
-    "shots": Rule(int, 1, 10_000),
-    "shot_steps": Rule(int, 1, 100_000),
-}
+KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+PARAMETERS = {}  # what each parameter of a notebook may be
+for row in pd.read_csv(Path(__file__).with_name("parameters.csv"), dtype=str, keep_default_na=False).itertuples():
+    limits = [KINDS[row.kind](limit) if limit else None for limit in (row.low, row.high)]
+    PARAMETERS[row.name] = Rule(KINDS[row.kind], *limits, tuple(row.choices.split()))
 
 
 def rule_of(name):
@@ -105,7 +71,11 @@ def begin(names):
     papermill could not hand over. Afterwards a line above the output of any cell says that a parameter has been changed
     without running this cell again; figures have two pixels for each of the screen, and a text that describes them.
     """
-    given = injected(names.get("In", []))
+    given = {}
+    for source in names.get("In", []):
+        if source.startswith("# Parameters\n"):  # the cell that papermill has put into the notebook
+            for node in ast.parse(source).body:
+                given[node.targets[0].id] = ast.literal_eval(node.value)
     for name, value in given.items():
         rule_of(name)
         if names.get(name, value) != value:
@@ -126,16 +96,6 @@ def begin(names):
         shell.events.register("pre_run_cell", point_out)
         shell.set_custom_exc((NameError,), explain)
     PAGE.update(names=names, values=values)
-
-
-def injected(cells):
-    """Names and values that papermill has put into a notebook, read from the cells executed so far."""
-    found = {}
-    for source in cells:
-        if source.startswith("# Parameters\n"):
-            for node in ast.parse(source).body:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found
 
 
 def point_out(cell):

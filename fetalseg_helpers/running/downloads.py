@@ -1,5 +1,8 @@
 """Fetching the public data sets: whole or not at all."""
 
+import re
+import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,15 +11,19 @@ import pooch
 from filelock import FileLock, Timeout
 from requests.exceptions import RequestException
 
-from fetalseg_helpers.workspace import FetalsegError, project_root, remove
+from fetalseg_helpers.workspace import UNFINISHED, FetalsegError, project_root, remedy, remove
 
-KAGGLE = "https://www.kaggle.com/api/v1/datasets/download/orvile/ultrasound-fetus-dataset"
-ZENODO = "https://zenodo.org/records/1327317/files"
+TIMEOUT = 60  # seconds that a server may be silent
+LARGEST = 20e9  # bytes that an archive may unpack to
+SET = "orvile/ultrasound-fetus-dataset"
+MOUNTS = [Path("/kaggle/input/ultrasound-fetus-dataset"), Path("/kaggle/input/datasets", SET)]  # on Kaggle: old, new
+PAGES = {"kaggle": f"https://www.kaggle.com/datasets/{SET}", "hc18": "https://zenodo.org/records/1327317"}
+ZIP, SIZES = "training_set.zip", "training_set_pixel_size_and_HC.csv"
 DOWNLOADS = {  # name: (file, address, md5 where it is known) of each download
-    "kaggle": [("ultrasound-fetus-dataset.zip", KAGGLE, None)],
+    "kaggle": [("ultrasound-fetus-dataset.zip", f"https://www.kaggle.com/api/v1/datasets/download/{SET}", None)],
     "hc18": [
-        ("training_set.zip", f"{ZENODO}/training_set.zip?download=1", "00eb8198b9a505b2b3a6dfc740382497"),
-        ("training_set_pixel_size_and_HC.csv", f"{ZENODO}/training_set_pixel_size_and_HC.csv?download=1", None),
+        (ZIP, f"{PAGES['hc18']}/files/{ZIP}?download=1", "00eb8198b9a505b2b3a6dfc740382497"),
+        (SIZES, f"{PAGES['hc18']}/files/{SIZES}?download=1", "c0761518fece2bd2d2ad4218f2cd9777"),
     ],
 }
 
@@ -24,46 +31,75 @@ DOWNLOADS = {  # name: (file, address, md5 where it is known) of each download
 def fetch(name, folder=None, downloads=None):
     """Download and unpack a data set into `folder`, which appears only when all of it is there; returns it.
 
-    By default it is `data/<name>` of the project, and the addresses are those of `DOWNLOADS`. Without a network, with
-    a wrong checksum, a broken archive, a full disk or a folder that is taken, a FetalsegError says what to do.
+    By default it is `data/<name>`, from `DOWNLOADS`. A file that lies beside it is taken in place of a download of that
+    name; on Kaggle, it becomes a link to the mounted data set. Where that fails, a FetalsegError says what to do.
     """
-    folder = Path(folder or project_root() / "data" / name).expanduser()
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise FetalsegError(f"{folder} is already there: delete it, or choose another folder with --to.")
-    scratch = folder.with_name(f".unfinished-{folder.name}")
-    content = scratch / "content"
+    folder = Path(folder or project_root() / "data" / name).expanduser().absolute()
+    scratch = folder.with_name(f"{UNFINISHED}{folder.name}")
+    content = scratch / "new" / "content"
     lock = FileLock(scratch / "lock", timeout=0)
     pooch.get_logger().setLevel("WARNING")
-    http = pooch.HTTPDownloader(progressbar=True, timeout=60)
+    files = downloads or DOWNLOADS[name]
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        remove(content)  # of a fetch that was killed
-        for file, address, md5 in downloads or DOWNLOADS[name]:
-            unzip = pooch.Unzip(extract_dir="content") if file.endswith(".zip") else None
-            known_hash = f"md5:{md5}" if md5 else None
-            pooch.retrieve(address, known_hash, file, scratch if unzip else content, processor=unzip, downloader=http)
+        mount = next((mount for mount in MOUNTS if name == "kaggle" and mount.is_dir()), None)
+        if mount and not folder.exists():
+            folder.symlink_to(mount, target_is_directory=True)
+        if mount and folder.samefile(mount):
+            return folder
+        if folder.is_symlink() or folder.is_file() or (folder.exists() and any(folder.iterdir())):
+            raise FetalsegError(f"{folder} is already there: delete it, or choose another folder with --to.")
+        remove(content.parent)  # of a fetch that was killed
+        content.mkdir(parents=True)
+        for number, (file, address, md5) in enumerate(files):
+            here = folder.with_name(file).is_file()  # put there by hand
+            source = str(folder.with_name(file)) if here else address
+            http = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
+            get = (lambda path, target, _: shutil.copyfile(path, target)) if here else http
+            try:
+                pooch.retrieve(source, md5 and f"md5:{md5}", file, content.parent, unpack, get)
+            except (RequestException, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                reason = error
+                while reason.__context__ is not None:  # what happened at the bottom says more than what was made of it
+                    reason = reason.__context__
+                problem = f"{file} cannot be taken from {source} ({str(reason).split('. ')[0] or 'cut off'})"
+                network = "check the network, or " if isinstance(error, RequestException) else ""
+                wanted = " and ".join(str(folder.with_name(row[0])) for row in files[number:])
+                by_hand = f"{network}open {PAGES[name]} in a browser, save the download as {wanted}, and fetch again"
+                raise FetalsegError(f"{problem}: {by_hand}.") from error
         if folder.exists():
             folder.rmdir()
         content.rename(folder)
-    except RequestException as error:
-        reason = error
-        while reason.__context__ is not None:  # what happened at the bottom says more than what was made of it
-            reason = reason.__context__
-        raise FetalsegError(
-            f"{file} could not be downloaded from {address} ({reason}): check the network, or download it in a "
-            "browser, unpack it and give its folder with --data."
-        ) from error
-    except ValueError as error:  # the checksum
-        raise FetalsegError(f"{str(error).split('. ')[0]}: fetch it again.") from error
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise FetalsegError(f"{file} is not a whole zip archive ({error}): fetch it again.") from error
     except Timeout as error:
         raise FetalsegError(f"{folder} is being fetched by another process: wait for it.") from error
     except OSError as error:
-        raise FetalsegError(f"{folder} could not be made ({error.strerror or error}): free space there.") from error
+        raise FetalsegError(f"{folder} could not be made ({error.strerror or error}): {remedy(error)}.") from error
     finally:
         if lock.is_locked:
             lock.release()
             remove(scratch)
     return folder
+
+
+def unpack(path, action, pup):
+    """What pooch does with a file: put it, or what an archive holds if none of that does harm, into `content`."""
+    if not path.endswith(".zip"):
+        return shutil.copyfile(path, Path(path).parent / "content" / Path(path).name)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise zipfile.BadZipFile(f"it would unpack to {size / 1e9:.1f} GB")
+        if size > shutil.disk_usage(Path(path).parent).free:
+            raise OSError(f"the {size / 1e9:.1f} GB that its archive holds are more than is free")
+        for member in archive.infolist():
+            problems = {
+                "has an unsafe path": re.search(r"^/|^[A-Za-z]:|\\|//|(^|/)\.{1,2}(/|$)", member.orig_filename),
+                "is a symbolic link": stat.S_ISLNK(member.external_attr >> 16),
+                "is encrypted or packed oddly": member.flag_bits & 1 or member.compress_type > zipfile.ZIP_DEFLATED,
+                "comes twice": archive.getinfo(member.filename) is not member,
+            }
+            for problem, found in problems.items():
+                if found:
+                    raise zipfile.BadZipFile(f"its member {member.filename!r} {problem}")
+    return pooch.Unzip(extract_dir="content")(path, action, pup)

@@ -46,14 +46,16 @@ def read_preset(name):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def parse_parameters(pairs, data=None):
-    """Turn (name, text) pairs of a command line into values of the right type; `data` goes before one among them.
+def parse_parameters(pairs, **options):
+    """Turn (name, text) pairs of a command line into values of the right type; `options` go before them, but for None.
 
-    The folder of the data becomes an absolute path, so that every notebook finds it. A name that no notebook knows
-    raises a FetalsegError with the nearest one; so does a value that does not fit.
+    The folder of the data and a CSV of examinations become absolute paths, so that every notebook finds them. A name
+    that no notebook knows raises a FetalsegError with the nearest one; so does a value that does not fit.
     """
     values = {}
-    for name, text in [*pairs, ("data", data)] if data else pairs:
+    for name, text in [*pairs, *options.items()]:
+        if text is None:
+            continue
         kind = rule_of(name).kind
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
@@ -62,6 +64,8 @@ def parse_parameters(pairs, data=None):
         check_parameters(**{name: values[name]})
     if values.get("data", "phantom") not in ("phantom", "kaggle", "hc18"):
         values["data"] = str(Path(values["data"]).expanduser().resolve())
+    if values.get("examinations", "").lower().endswith(".csv"):
+        values["examinations"] = str(Path(values["examinations"]).expanduser().resolve())
     return values
 
 
@@ -154,9 +158,8 @@ def run_lessons(run_dir, values, report=print):
     """Execute the notebooks of the course in order; a line after each, and now and then one within a long one."""
     folder = run_folder(run_dir)
     with cleared(folder):
-        for path in lessons():  # what an earlier run has left is not of this one
-            for name in (path.name, f"{path.stem}_failed.ipynb"):
-                (folder / "notebooks" / name).unlink(missing_ok=True)
+        for old in (folder / "notebooks").glob("[0-9][0-9]_*.ipynb"):  # of an earlier run
+            old.unlink()
         for path in [path for path in lessons() if not path.name.startswith("00_")][:CORE]:
             started = time.perf_counter()
             run_lesson(path, folder, values, News(report))

@@ -24,14 +24,21 @@ def frozen_cut(checkpoint, state):
 def predict_folder(predict, images, out):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
-    `predict` is as `make_predictor` gives it. Files named `*_Annotation.png` are skipped. Returns the number of
-    predictions written, and a sentence for each file that could not be read. A FetalsegError says that there is nothing
-    to predict, or that two images would write the same file.
+    `predict` is as `make_predictor` gives it. Outlines, predictions of before and files of other formats are passed
+    over. Returns the number of predictions written, a sentence for each file that could not be read, and one for each
+    kind of files that was passed over. A FetalsegError says that there is nothing to predict, or that two images would
+    write the same file.
     """
-    paths = [images]
+    paths, passed = [images], []
     if not images.is_file():
-        paths = loading.find_files(images).query("kind == 'image'").path
-        paths = [path for path in paths if not (path.parent.resolve() == out.resolve() and path.stem.endswith("_pred"))]
+        files = loading.find_files(images)
+        paths = list(files.path[files.kind == "image"])
+        why = {"outline": "masks, by their names"} | loading.ASIDE
+        passed = [
+            f"{count} files passed over: {why[kind]}."
+            for kind, count in files.kind.value_counts().items()
+            if kind in why
+        ]
     if not paths:
         raise FetalsegError(f"{images} holds no image to predict: give a file or a folder of images.")
     seen = {}
@@ -47,4 +54,4 @@ def predict_folder(predict, images, out):
             problems.append(str(error))
         else:
             write_png(out / f"{path.stem}_pred.png", predict(image) * np.uint8(255))
-    return len(paths) - len(problems), problems
+    return len(paths) - len(problems), problems, passed

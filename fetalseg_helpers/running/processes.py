@@ -11,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from fetalseg_helpers import training, verification
+from fetalseg_helpers import training
+from fetalseg_helpers.running import stages
+from fetalseg_helpers.running.report import of_run
 from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, choose_device, shown
 
 
@@ -20,18 +22,18 @@ def train(folder, values, report, **options):
 
     `values` says from which data and with which settings, `options` are for the trainer; `report` takes each line.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        train_here(training.Trainer, folder, values, report, options)
-        return
-    with joined():
-        train_here(DistributedTrainer, folder, values, report if is_first() else str, options)
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    with nullcontext() if alone else joined():
+        trainer = training.Trainer if alone else DistributedTrainer
+        train_here(trainer, folder, values, report if is_first() else str, options)
 
 
 def train_here(make_trainer, folder, values, report, options):
     """This process's part; a function of its own, so that nothing of it is left when the processes part."""
     if is_first():  # the trainers of the others wait for it
-        keys = ("data", "seed", "phantoms", "split_by", *CANVAS_KEYS)
-        verification.ensure_verified(folder, **{name: values[name] for name in keys})
+        keys = ("data", "seed", "phantoms", "split_by", "examinations", *CANVAS_KEYS)
+        stages.ensure_verified(folder, **{name: values[name] for name in keys if name in values})
+        report(of_run(folder))
     trainer = make_trainer(folder, training.Settings.of(values), **options)
     if trainer.history:
         report(f"{shown(folder / 'last.pt')}: going on after epoch {len(trainer.history)} of {values['epochs']}.")

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from fetalseg_helpers import loading, plotting, preprocessing, training, verification
-from fetalseg_helpers.running import lessons
+from fetalseg_helpers.running import lessons, stages
 from fetalseg_helpers.running.checks import check_parameters
 from fetalseg_helpers.workspace import FetalsegError, locked, read_json, remove, run_folder, write_json, write_table
 
@@ -94,9 +94,9 @@ def sweep(grid, folder, jobs=1, report=print):
     with lessons.cleared(home):
         for values in combinations.values():  # once, not in each process
             if values["data"] == "phantom":
-                loading.make_phantoms(home, values["phantoms"])
+                stages.make_phantoms(home, values["phantoms"])
             else:
-                loading.find_data(values["data"], home)
+                stages.find_data(values["data"], home)
         tasks = [joblib.delayed(run_combination)(home / name, values) for name, values in combinations.items()]
         problems = {}
         run = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # a line as soon as one ends

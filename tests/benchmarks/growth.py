@@ -32,7 +32,7 @@ def watch():
         highest[phase] = max(highest.get(phase, 0.0), anonymous())
 phase = ""
 threading.Thread(target=watch, daemon=True).start()
-loading.ensure_manifest(folder, data=data, seed=0)
+stages.ensure_manifest(folder, data=data, seed=0)
 for phase in ("prepare", "train"):
     started = time.perf_counter()
     if phase == "prepare":

@@ -20,7 +20,7 @@ import torch
 from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification
 from fetalseg_helpers.beyond_dice import summaries
 from fetalseg_helpers.phantoms.dataset import write_phantoms
-from fetalseg_helpers.running import lessons, trials
+from fetalseg_helpers.running import lessons, stages, trials
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 STEPS = {16: 200, 64: 300, 256: 700}  # batches of 8, the same from scratch and pretrained
@@ -52,7 +52,7 @@ def main(data, out, count, repeats):
 
     real = out / "real"
     canvas = {name: preset[name] for name in CANVAS_KEYS}
-    pairs = verification.ensure_verified(real, **canvas, data=str(data.resolve()), seed=0)
+    pairs = stages.ensure_verified(real, **canvas, data=str(data.resolve()), seed=0)
     scores = evaluation.score_pairs(evaluation.make_predictor(network, state["canvas"], flip=True), pairs)
     scores.to_csv(out / "real.csv", index=False)
     print(summaries.summarise(scores), flush=True)

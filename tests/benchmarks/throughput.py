@@ -18,7 +18,8 @@ import torch
 from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
 
-from fetalseg_helpers import training, unet, verification
+from fetalseg_helpers import training, unet
+from fetalseg_helpers.running import stages
 from fetalseg_helpers.workspace import bfloat16_pays, choose_device
 
 KINDS = {  # part of an operation's name in torch
@@ -107,7 +108,7 @@ def measure(arguments, device):
 def parts(arguments, device):
     """Where an epoch of this course's training spends its time, by kind of operation, as torch's profiler sees it."""
     run_dir = arguments.out.resolve() / "run"
-    verification.ensure_verified(run_dir, arguments.width, arguments.height, phantoms=60)
+    stages.ensure_verified(run_dir, arguments.width, arguments.height, phantoms=60)
     settings = training.Settings(arguments.channels, arguments.depth, batch_size=arguments.batch)
     trainer = training.Trainer(run_dir, settings)
     loader = torch.utils.data.DataLoader(trainer.train_set, arguments.batch)

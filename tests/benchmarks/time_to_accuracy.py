@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from fetalseg_helpers import evaluation, plotting, training, verification
-from fetalseg_helpers.running import lessons
+from fetalseg_helpers.running import lessons, stages
 from fetalseg_helpers.workspace import CANVAS_KEYS
 
 BUDGETS = {  # what differs from the preset `laptop`
@@ -39,7 +39,7 @@ def main():
         values["patience"] = values["epochs"]
         run_dir = out / f"{budget}_seed_{arguments.seed}"
         canvas = {name: values[name] for name in CANVAS_KEYS}
-        verification.ensure_verified(run_dir, **canvas, data=str(arguments.data.resolve()), seed=arguments.seed)
+        stages.ensure_verified(run_dir, **canvas, data=str(arguments.data.resolve()), seed=arguments.seed)
         trainer = training.Trainer(run_dir, training.Settings.of(values), resume=True)
         history = training.train(trainer)
         tables.append(history.assign(budget=budget, elapsed=history.seconds.cumsum()))

@@ -1,0 +1,87 @@
+"""What `verify` says of a data set: first what it is, then a line for each cause, with what helps."""
+
+import json
+
+import pandas as pd
+
+from fetalseg_helpers import verification
+from fetalseg_helpers.workspace import read_json, run_folder, shown
+
+
+def causes(findings):
+    """A row per check that found something: `check`, `severity`, `decision`, `count`, `first` three names, `remedy`."""
+    rows = []
+    for check, found in findings.groupby("check", sort=False):
+        rule = verification.CHECKS[check]
+        names = list(dict.fromkeys(found.image_id))
+        rows.append([check, rule.severity, rule.decision, len(names), names[:3], found.detail.iloc[0], rule.remedy])
+    return pd.DataFrame(rows, columns=["check", "severity", "decision", "count", "first", "detail", "remedy"])
+
+
+def summary(files, used, findings):
+    """One line: how many files were found, and what became of them; `used` is a table of pairs."""
+    repairs = [check for check, rule in verification.CHECKS.items() if rule.decision == "repaired"]
+    repaired = used.image_id.isin(findings.image_id[findings.check.isin(repairs)]).sum()
+    alone = len(used) and not used.examination.duplicated().any()
+    whose = "each an examination of its own" if alone else f"of {used.examination.nunique()} examinations"
+    kept = f"{len(used)} pairs used, {whose}, {repaired} of them repaired"
+    return f"{files} files found: {kept}; {files - 2 * len(used)} files left out or set aside"
+
+
+def of_run(run_dir):
+    """The same of a run folder that notebook 3, or a command, has verified, and where the reasons are."""
+    path = run_folder(run_dir) / "verification.csv"
+    findings = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+    files = read_json(path.with_suffix(".json"))["files"]
+    return f"{summary(files, verification.usable_pairs(run_dir), findings)}, with their reasons in {shown(path)}."
+
+
+def describe(pairs, findings, measurements):
+    """What a data set holds, as a dictionary of numbers and short texts."""
+    bad = set(findings.image_id[findings.severity == "error"])
+    usable = measurements[~measurements.index.isin(bad)]
+    used = pairs[pairs.image_id.isin(usable.index)]
+    sizes = usable["size"].value_counts()
+    files = int(pairs.files.map(len).sum())
+    return {
+        "summary": f"{summary(files, used, findings)}.",
+        "files": files,
+        "pairs_used": len(used),
+        "examinations": int(used.examination.nunique()),
+        "masks": {"filled": int(usable.filled.sum()), "outlines": int((~usable.filled.astype(bool)).sum())},
+        "area_range": [round(float(area), 4) for area in (usable.area_fraction.min(), usable.area_fraction.max())],
+        "sizes": {f"{width} × {height}": int(count) for (width, height), count in sizes.items()},
+        "values": findings.detail[findings.check == "mask_values"].value_counts().to_dict(),
+    }
+
+
+def lines(pairs, findings, measurements, every=False):
+    """The report line by line: the summary, then causes, or with `every` each finding."""
+    told = describe(pairs, findings, measurements)
+    yield told["summary"]
+    if told["pairs_used"]:
+        if told["examinations"] == told["pairs_used"]:
+            yield "no two images are known to belong together: give --examinations if some do."
+        sizes = list(told["sizes"].items())
+        more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+        yield f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes[:3])}{more}"
+        yield "masks: {outlines} outlines, which are filled; {filled} filled already".format(**told["masks"])
+        yield "regions: {:.1%} to {:.1%} of the frame".format(*told["area_range"])
+    for values, count in list(told["values"].items())[:3]:
+        yield f"values: {values} ({count} masks)"
+    if every:
+        for finding in findings.itertuples():
+            yield f"{finding.severity:<8}{finding.check:<22}{finding.image_id}: {finding.detail}"
+        return
+    for cause in causes(findings).itertuples():
+        yield f"{cause.severity:<8}{cause.count:>6} {cause.check}, {cause.decision}: {', '.join(cause.first)}"
+        yield f"{'':15}{cause.detail}"
+        yield f"{'':15}-> {cause.remedy}"
+
+
+def as_json(pairs, findings, measurements):
+    """The same for a machine: description, causes and findings."""
+    told = describe(pairs, findings, measurements)
+    told["causes"] = causes(findings).to_dict("records")
+    told["findings"] = findings.to_dict("records")
+    return json.dumps(told, indent=2)
