@@ -1,6 +1,8 @@
 """The command line. Each command imports what it needs, so that --help waits for no torch and works without OpenCV."""
 
+import json
 import math
+import os
 import signal
 import sys
 from concurrent.futures import BrokenExecutor
@@ -20,9 +22,7 @@ of_notebooks = [  # what the commands `run` and `train` both take
     click.Option(["--data"], metavar="phantom|kaggle|hc18|DIR", help="Where the images are. Default: phantom."),
     click.Option(["--preset"], type=click.Choice(["quick", "laptop", "reference"]), help="Default: quick."),
     click.Option(["--run-dir"], type=path, metavar="DIR", help="The run folder. Default: one below runs/."),
-    click.Option(
-        ["--examinations"], metavar="CSV|PATTERN", help="Which frames belong together, if not by their names."
-    ),
+    click.Option(["--examinations"], metavar="CSV|PATTERN", help="Which frames belong together. Default: by names."),
     click.Option(["-p", "parameters"], nargs=2, multiple=True, metavar="NAME VALUE", help="One or more parameters."),
 ]
 
@@ -42,7 +42,7 @@ def one_sentence(error):
 
 
 def stop(*_):
-    """Ctrl-C: end the kernels and drawing processes at once, before each of them complains, then this process."""
+    """Ctrl-C: end the kernels at once, before each of them complains, then this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -81,11 +81,10 @@ def run(data, preset, run_dir, examinations, parameters):
         low, high = metrics[f"{name.lower()}_interval_95"]
         click.echo(f"{name} {metrics[f'mean_{name.lower()}']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
     click.echo(f"mean of {metrics['images']} test images of {metrics['examinations']} examinations at their own size.")
-    if data == "phantom":
-        click.echo("These are phantoms: the score shows that everything works, it is no result.")
     click.echo(f"{where} holds the executed notebooks (notebooks/), the scores (metrics.csv), the predicted masks")
     click.echo("(predictions/), the model card (model_card.md) and the trained network (checkpoint.pt).")
     if data == "phantom":
+        click.echo("These are phantoms: the score shows that everything works, it is no result.")
         click.echo("Next, real frames: python -m fetalseg_helpers fetch kaggle")
         click.echo("             then: python -m fetalseg_helpers run --data kaggle --preset laptop")
 
@@ -118,24 +117,23 @@ def fetch(name, folder):
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=path)
-@click.option("--examinations", metavar="CSV|PATTERN", help="Which frames belong together, if not by their names.")
+@click.option("--examinations", metavar="CSV|PATTERN", help="Which frames belong together. Default: by names.")
 @click.option("--all", "every", is_flag=True, help="A line for each finding, not for each cause.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, for a machine.")
 def verify(folder, examinations, every, as_json):
     """Check images, masks and pairs of a data set; exit 1 if there is a defect, 2 if the folder cannot be read."""
     from fetalseg_helpers import loading, verification
     from fetalseg_helpers.running import lessons, report
-    from fetalseg_helpers.workspace import FetalsegError
 
-    try:
-        given = lessons.parse_parameters([], examinations=examinations)
-        pairs = loading.load_pairs(folder, **given)
-    except FetalsegError as error:
-        click.echo(error, err=True)
+    if not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):
+        click.echo(f"{folder} is not a folder that can be read: check the path.", err=True)
         sys.exit(2)
+    pairs = loading.load_pairs(folder, **lessons.parse_parameters([], examinations=examinations))
     findings, measurements = verification.verify_pairs(pairs)
     if as_json:
-        click.echo(report.as_json(pairs, findings, measurements))
+        tables = {"causes": report.causes(findings), "findings": findings}
+        told = {name: table.to_dict("records") for name, table in tables.items()}
+        click.echo(json.dumps(report.describe(pairs, findings, measurements) | told, indent=2))
     else:
         for line in report.lines(pairs, findings, measurements, every):
             click.echo(line)

@@ -19,6 +19,7 @@ from fetalseg_helpers.workspace import FetalsegError, cv2, project_root, read_js
 MANIFEST_COLUMNS = ["image_id", "image_path", "mask_path", "examination", "split", "width", "height"]
 PAIR_COLUMNS = ["image_id", "image_path", "mask_path", "folder", "mask_folder", "origin", "check", "problem", "files"]
 PAIR_COLUMNS += ["place"]
+AS_TEXT = {"dtype": str, "keep_default_na": False, "encoding_errors": "surrogateescape"}  # how names are read
 PIXEL_SIZE_COLUMNS = ("image_id", "pixel_mm", "head_circumference_mm")  # of a table that may lie beside the images
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 UNREAD = re.compile(r"\.(dcm|nii|gz|mh[ad]|nrrd|np[yz]|mat|gif|webp|heic|jp2|zip|mp4|avi)\Z", re.IGNORECASE)
@@ -136,8 +137,7 @@ def match_pairs(files):
                 image_id = stem if origin == "." else f"{origin}_{stem}"
             if group is left:
                 check, names = "ambiguous_name", ", ".join(path.relative_to(top).as_posix() for path in paths)
-                problem = f"these may be partners or strangers: {names}. "
-                problem += "Keep one image and one outline of this name in a folder."
+                problem = f"partners or strangers? {names}. Keep one image and one outline of this name in a folder."
             partners = by_kind.get("image"), by_kind.get("outline")
             places = [getattr(file, "path", None) for file in partners]
             places += [getattr(file, "folder", "") for file in partners]
@@ -376,12 +376,7 @@ def read_manifest(run_dir):
     path = run_folder(run_dir) / "manifest.csv"
     if not path.exists():
         raise FetalsegError(f"{shown(path)} is not there: run notebook 01, or any later one, with this run_dir.")
-    manifest = pd.read_csv(
-        path,
-        dtype={"image_id": str, "examination": str, "split": str},
-        keep_default_na=False,
-        encoding_errors="surrogateescape",
-    )
+    manifest = pd.read_csv(path, **AS_TEXT).astype({"width": int, "height": int})
     for column in ("image_path", "mask_path"):
         manifest[column] = [project_root() / name for name in manifest[column]]
     return manifest

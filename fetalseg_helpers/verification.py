@@ -179,7 +179,7 @@ def usable_pairs(run_dir, split=None):
     prepared = read_json(folder / "prepared" / "settings.json")
     pairs = pairs[~pairs.image_id.isin(prepared.get("problems", {}))]
     if (folder / "verification.csv").exists():
-        findings = pd.read_csv(folder / "verification.csv", dtype=str, encoding_errors="surrogateescape").fillna("")
+        findings = pd.read_csv(folder / "verification.csv", **loading.AS_TEXT)
         pairs = pairs[~pairs.image_id.isin(findings.image_id[findings.severity == "error"])]
     if split is not None:
         pairs = pairs[pairs.split == split]

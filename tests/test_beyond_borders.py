@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
 from shapes import ellipse_mask
 
-from fetalseg_helpers.beyond_dice import borders
+from fetalseg_helpers.beyond_dice import scores as borders
 from fetalseg_helpers.beyond_dice.scores import border_scores
 
 few = settings(max_examples=40)

@@ -13,9 +13,9 @@ from sklearn.calibration import calibration_curve
 from torch import nn
 
 from fetalseg_helpers import evaluation
-from fetalseg_helpers.beyond_dice import borders
+from fetalseg_helpers.beyond_dice.scores import border_of
 
-near_border = defined(8, "near_border", borders=borders, ndimage=ndimage)
+near_border = defined(8, "near_border", border_of=border_of, ndimage=ndimage)
 reliability = defined(8, "reliability", near_border=near_border, np=np, pd=pd)
 calibration_error = defined(8, "calibration_error", np=np)
 predict_views = defined(8, "predict_views", evaluation=evaluation, np=np)
@@ -170,7 +170,7 @@ def test_reliability_near_the_border_looks_at_those_pixels_only():
     far, near = (reliability([probability], [truth], width=width) for width in (None, 3))
     assert near.pixels.sum() == near_border(truth, 3).sum() < far.pixels.sum() == truth.size
     assert calibration_error(near) > 3 * calibration_error(far) > 0
-    assert reliability([probability], [truth], width=0).pixels.sum() == borders.border_of(truth).sum()
+    assert reliability([probability], [truth], width=0).pixels.sum() == border_of(truth).sum()
     assert reliability([probability], [0 * truth], width=3).empty
 
 

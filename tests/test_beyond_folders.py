@@ -95,8 +95,9 @@ def read_out(out):
     """Scores, summary and problems as they were written; the summary as strict JSON."""
     text = {"image_id": str, "examination": str}
     summary = json.loads((out / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    problems = pd.read_csv(out / "problems.csv", dtype=str, keep_default_na=False)
-    return pd.read_csv(out / "metrics.csv", dtype=text, keep_default_na=False), summary, problems
+    options = {"keep_default_na": False, "encoding_errors": "surrogateescape"}  # as names of files are
+    problems = pd.read_csv(out / "problems.csv", dtype=str, **options)
+    return pd.read_csv(out / "metrics.csv", dtype=text, **options), summary, problems
 
 
 def kinds(problems):
@@ -295,7 +296,7 @@ def test_a_name_that_is_no_text_is_scored_and_written(call, tmp_path, masks, pre
     result = call(predictions, "--masks", masks, "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "") and "4 of 4 masks scored" in result.stdout
     scores, _, problems = read_out(tmp_path / "out")
-    assert "4?" in list(scores.image_id) and list(problems.image_id) == ["5?"]
+    assert "4\udcff" in list(scores.image_id) and list(problems.image_id) == ["5\udcfe"]
 
 
 def test_images_beside_their_predictions_are_passed_over_and_said_so(call, tmp_path, masks, predictions):
@@ -303,7 +304,7 @@ def test_images_beside_their_predictions_are_passed_over_and_said_so(call, tmp_p
     for name in NAMES:
         write(predictions / f"{name}.png", np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8))
     result = call(predictions, "--masks", masks, "--out", tmp_path / "out")
-    assert (result.returncode, result.stderr) == (0, "") and "3 files taken for the images" in result.stdout
+    assert (result.returncode, result.stderr) == (0, "") and "3 files passed over: taken for the images" in result.stdout
     scores, _, problems = read_out(tmp_path / "out")
     assert set(scores.dice) == {1} and kinds(problems) == dict.fromkeys(NAMES, "passed over")
 

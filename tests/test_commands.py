@@ -220,7 +220,8 @@ def test_a_folder_without_a_pair_is_one_sentence_and_the_failed_notebook_is_kept
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["fetalseg", "verify", str(tmp_path / "nowhere"), "--debug"])
+    data = ["--data", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["fetalseg", "run", *data, "--debug"])
     monkeypatch.setattr(__main__.signal, "signal", lambda *_: None)
     with pytest.raises(workspace.FetalsegError, match="nowhere"):
         __main__.main()
@@ -254,7 +255,7 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
 def test_what_a_user_can_mend_is_one_sentence_and_exit_code_1(error, sentence, call, monkeypatch, tmp_path):
-    def fail(_):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(loading, "load_pairs", fail)
@@ -265,7 +266,7 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_1(error, sentence, c
 def test_a_mistake_of_the_program_is_not_dressed_up(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["fetalseg", "verify", str(tmp_path)])
     monkeypatch.setattr(__main__.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(loading, "load_pairs", lambda _: {}["key"])
+    monkeypatch.setattr(loading, "load_pairs", lambda *_: {}["key"])
     with pytest.raises(KeyError):
         __main__.main()
 
@@ -424,9 +425,22 @@ def test_train_fine_tunes_a_checkpoint_on_other_data(call, trained, phantom_set,
 
 def test_verify_exits_with_0_only_where_nothing_is_wrong(call, drawn, phantom_set):
     result = call("verify", drawn)
-    assert result.returncode == 0 and "0 defects" in result.stdout
+    assert result.returncode == 0 and "60 files found: 30 pairs used" in result.stdout
     result = call("verify", phantom_set)
     assert result.returncode == 1 and "unreadable" in result.stdout and "missing_mask" in result.stdout
+    assert "23_HC: " not in result.stdout and "-> draw the outline" in result.stdout  # a line for each cause
+    each = call("verify", phantom_set, "--all")
+    assert each.returncode == 1 and "missing_mask          23_HC: " in each.stdout
+    told = json.loads(call("verify", phantom_set, "--json").stdout)
+    assert told["pairs_used"] == 35 and len(told["findings"]) == len(each.stdout.splitlines()) - 4
+    assert {cause["check"]: cause["count"] for cause in told["causes"]}["missing_mask"] == 1
+
+
+@pytest.mark.parametrize("what", ["absent", "file"])
+def test_verify_exits_with_2_where_the_folder_cannot_be_read(call, tmp_path, what):
+    (tmp_path / "file").touch()
+    result = call("verify", tmp_path / what)
+    assert result.returncode == 2 and is_one_sentence(result.stderr) and what in result.stderr
 
 
 def test_phantom_writes_the_frames_that_are_asked_for(call, tmp_path):

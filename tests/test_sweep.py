@@ -248,9 +248,9 @@ def test_the_figure_has_a_line_per_setting_and_a_dot_per_seed():
     )
     (axis,) = sweep.show_sweep(table, ["epochs", "seed"]).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2"]  # the best on top
-    dots = [line.get_xdata() for line in axis.lines if line.get_marker() == "o"]
-    assert [list(values) for values in dots] == [[0.5, 0.6], [0.8]]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one run", "mean"]
+    means, dots = ({*zip(line.get_ydata(), line.get_xdata(), strict=True)} for line in axis.lines)
+    assert means == {("1", 0.55), ("2", 0.8)} and dots == {("1", 0.5), ("1", 0.6), ("2", 0.8)}
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["mean", "one run"]
 
 
 def test_of_many_settings_the_best_twenty_are_drawn():

@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from notebook_checks import defined
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 from fetalseg_helpers import evaluation, loading, preprocessing, training, unet, verification, workspace
-from fetalseg_helpers.running import lessons, stages, trials, widgets
+from fetalseg_helpers.running import lessons, stages, widgets
 from fetalseg_helpers.workspace import FetalsegError
 
 SMALL = training.Settings(base_channels=2, depth=2, epochs=4, batch_size=7, learning_rate=1e-2, seed=1)
@@ -1412,25 +1413,27 @@ def test_a_full_disk_while_saving_gives_one_sentence_and_leaves_the_old_checkpoi
     assert_same_run(run_dir, uninterrupted)
 
 
-# small trainings
+# small trainings, as notebook 7 defines them
+
+train_briefly = defined(7, "train_briefly", Subset=Subset, **vars(training))
 
 
 def test_a_short_fit_learns_its_rows_and_takes_the_settings(prepared):
     dataset = data_set(prepared, "train")
     chosen = training.Settings(batch_size=3, learning_rate=8e-2, seed=1)
     before, after = network_of(), network_of()
-    trials.train_briefly(after, dataset, range(3), 50, chosen)
+    train_briefly(after, dataset, range(3), 50, chosen)
     assert not after.training
     seen = Subset(dataset, range(3))
     scores = [training.validate(one, seen, training.combined_loss)[1] for one in (before, after)]
     assert scores[1] > max(0.85, scores[0])
-    again = trials.train_briefly(network_of(), dataset, range(3), 50, chosen)
+    again = train_briefly(network_of(), dataset, range(3), 50, chosen)
     torch.testing.assert_close(dict(again.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
     slow = replace(chosen, learning_rate=1e-12, schedule="constant")
-    still = trials.train_briefly(network_of(), dataset, range(3), 1, slow)
+    still = train_briefly(network_of(), dataset, range(3), 1, slow)
     torch.testing.assert_close(still.last.weight, network_of().last.weight)
     weighted = (replace(chosen, bce_weight=weight) for weight in (0, 5))
-    one, other = (trials.train_briefly(network_of(), dataset, range(3), 1, values) for values in weighted)
+    one, other = (train_briefly(network_of(), dataset, range(3), 1, values) for values in weighted)
     assert not torch.equal(one.last.weight, other.last.weight)
 
 
@@ -1442,5 +1445,5 @@ def test_a_short_fit_finishes_its_last_epoch_and_varies_each_anew(prepared):
         return image, mask
 
     dataset = data_set(prepared, "train", augmentation=record)
-    trials.train_briefly(network_of(), dataset, range(5), 3, training.Settings(batch_size=3))
+    train_briefly(network_of(), dataset, range(5), 3, training.Settings(batch_size=3))
     assert len(seen) == len(set(seen)) == 10  # 3 steps are at least two epochs of two batches

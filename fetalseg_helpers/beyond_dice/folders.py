@@ -74,7 +74,7 @@ def match_name(name, mine, theirs, matched, problems):
     """Add the predictions and masks of a name, rows of `loading.find_files`, to what is matched, or to the problems."""
     named = [file for file in mine if file.kind != "image"]
     if named:  # then a file of the bare name is the image
-        detail = f"is taken for the image, since there is {named[0].path.name}"
+        detail = "taken for the images themselves, since each has a prediction by another name"
         passed = [file for file in mine if file not in named]
         problems += [(name, "passed over", shown_as_named(file.path), detail) for file in passed]
         mine = named
@@ -142,13 +142,7 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     table = pd.DataFrame(rows)
     names = {row[0] for row in [*matched, *problems]}  # frames that are not scored tell who follows whom
     table["examination"] = table.image_id.map(loading.find_examinations(sorted(names)))
-    return writable(complete(table, sizes)), writable(pd.DataFrame(problems, columns=PROBLEM_COLUMNS))
-
-
-def writable(table):
-    """A table whose text is valid Unicode: names from foreign archives may not be, and could not be written."""
-    text = table.select_dtypes(["object", "string"])
-    return table.assign(**text.map(lambda cell: cell.encode("utf-8", "replace").decode("utf-8")))
+    return complete(table, sizes), pd.DataFrame(problems, columns=PROBLEM_COLUMNS)
 
 
 def write_scores(out, scores, problems, tolerance):
@@ -170,17 +164,13 @@ def report(scores, problems, summary):
     for problem in problems[~quiet].itertuples():
         yield f"{problem.problem:<12}{problem.file} {problem.detail}"
     passed = problems.detail[problems.problem == "passed over"]
-    if images := int(passed.str.startswith("is taken for the image").sum()):
-        yield f"{images} files taken for the images themselves, since each has a prediction by another name."
-    for detail, count in passed[~passed.str.startswith("is taken")].value_counts().items():
+    for detail, count in passed.value_counts().items():
         yield f"{count} files passed over: {detail}."
     for detail, some in problems[problems.problem == "values"].groupby("detail"):
         yield f"{len(some)} files, such as {some.file.iloc[0]}: {detail}."
     yield summaries.summary_table(summary).to_string()
-    yield (
-        f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: "
-        f"Dice {summary['pooled_dice']:.4f}, IoU {summary['pooled_iou']:.4f}"
-    )
+    pooled = f"Dice {summary['pooled_dice']:.4f}, IoU {summary['pooled_iou']:.4f}"
+    yield f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: {pooled}"
     if "circumference_mm" in scores and (unknown := int(scores.circumference_mm.isna().sum())):
         yield f"{unknown} images have no pixel size in the table, and no scores in mm."
     if sentence := circumference.describe_agreement(scores):

@@ -19,14 +19,6 @@ LICENCES = {
     "its malignant class is HC18's training set, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
     "hc18": "HC18, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
 }
-WHAT_THE_MASKS_ARE = """\
-The data set calls the regions tumors, and so does this project: tumor (1), background (0). They are outlines of the
-fetal head from the HC18 challenge: 999 files named `*_HC`, all of them ellipses, whose circumferences equal HC18's
-published ones within 0.021 %. The network learns to find heads. Nothing in it detects tumors."""
-PHANTOM_MASKS = """\
-Each mask is the ellipse that was drawn, known exactly, with the line that a human would draw around it. In the data
-set that the phantoms imitate, the regions are called tumors, and are outlines of the fetal head. Nothing here detects
-tumors."""
 
 
 def markdown_table(table):
@@ -39,10 +31,8 @@ def markdown_table(table):
 def describe_data(asked, pairs):
     """What the data are, and their licence."""
     if asked["data"] == "phantom":
-        return (
-            f"**{asked['phantoms']} phantoms**, simulated frames. The scores below show that everything works; they "
-            "are no result, and say nothing about real frames."
-        )
+        works = "The scores below show that all works; they are no result, and say nothing about real frames."
+        return f"**{asked['phantoms']} phantoms**, simulated frames. {works}"
     known = f"If it is the Kaggle data set: {LICENCES['kaggle']}"
     own = f"A folder of the user's, `{Path(asked['root']).name}`, whose licence its maker has to state. {known}"
     return f"{len(pairs)} pairs. {LICENCES.get(asked['data'], own)}"
@@ -74,12 +64,13 @@ def write_model_card(run_dir):
         parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
     worst = scores.sort_values("dice").head(5).set_index("image_id")
     columns = {METRICS[name].label: worst[name].map(form.format) for name, form in FORMS.items() if name in worst}
+    masks = TEMPLATE.with_name("masks_phantom.md" if asked["data"] == "phantom" else "masks_real.md")
     text = TEMPLATE.read_text(encoding="utf-8").format(
         asked=asked,
         metrics=metrics,
         state=state,
         fitted={"scale": "scaled", "pad": "padded or cropped"}[state["canvas"]["fit"]],
-        masks=PHANTOM_MASKS if asked["data"] == "phantom" else WHAT_THE_MASKS_ARE,
+        masks=masks.read_text(encoding="utf-8").strip(),
         data=describe_data(asked, pairs),
         shared=shared,
         counts=markdown_table(counts.loc[list(loading.SPLITS)]),

@@ -3,15 +3,20 @@
 Masks are arrays of bool or {0, 1}, shape (height, width); `pixel_mm` is the size of a pixel in mm, nan where unknown.
 Two empty masks agree in everything. Where one is empty, overlap is 0, distances are the frame's diagonal, and what
 should not be there is 100 % too large.
+
+A mask's border are those of its pixels that have a neighbour (left, right, above, below) outside of it, or lie at the
+frame's edge. Distances run from the centre of each pixel of one border to the nearest of the other; both ways count.
+These are the definitions of MONAI's metrics.
 """
 
 from collections import namedtuple
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 
-from fetalseg_helpers.beyond_dice.borders import border_distances
 from fetalseg_helpers.beyond_dice.circumference import head_circumference
 from fetalseg_helpers.evaluation import overlap_counts, overlap_scores
 from fetalseg_helpers.workspace import FetalsegError
@@ -19,23 +24,8 @@ from fetalseg_helpers.workspace import FetalsegError
 TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
 LARGEST_DISAGREEMENT = 0.03  # of published circumferences with the masks' own; HC18's is 0.001 at the median
 Metric = namedtuple("Metric", "label best")  # how a score is called, with its unit, and which value of it is the best
-METRICS = {
-    "dice": Metric("Dice", 1),
-    "iou": Metric("IoU", 1),
-    "precision": Metric("precision", 1),
-    "recall": Metric("recall", 1),
-    "nsd": Metric("normalised surface Dice", 1),
-    "hd95_px": Metric("HD95 (px)", 0),
-    "assd_px": Metric("ASSD (px)", 0),
-    "centroid_error_px": Metric("centroid error (px)", 0),
-    "area_error_percent": Metric("area error (%)", 0),
-    "circumference_error_percent": Metric("circumference error (%)", 0),
-    "nsd_mm": Metric(f"normalised surface Dice at {TOLERANCE_MM:g} mm", 1),
-    "hd95_mm": Metric("HD95 (mm)", 0),
-    "assd_mm": Metric("ASSD (mm)", 0),
-    "centroid_error_mm": Metric("centroid error (mm)", 0),
-    "circumference_error_mm": Metric("circumference error (mm)", 0),
-}
+TABLE = pd.read_csv(Path(__file__).with_name("metrics.csv"), index_col="score")
+METRICS = {score: Metric(*row) for score, *row in TABLE.itertuples()}
 
 
 def precision_recall(prediction, truth, pixel_mm=np.nan):
@@ -43,6 +33,28 @@ def precision_recall(prediction, truth, pixel_mm=np.nan):
     both, predicted, true = overlap_counts(prediction, truth)
     agree = float(predicted == true)  # where a score would be 0 / 0
     return {"precision": both / predicted if predicted else agree, "recall": both / true if true else agree}
+
+
+def border_of(mask):
+    """The pixels of a mask, shape (height, width), that lie at its border; bool, same shape."""
+    mask = np.asarray(mask, dtype=bool)
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def border_distances(prediction, truth):
+    """Distances, in px, of each border pixel of the prediction from the truth's border, and the other way round.
+
+    Prediction and truth are arrays of bool or {0, 1} of shape (height, width), neither empty; gives two numpy arrays.
+
+    >>> border_distances([[1, 0, 0, 0]], [[0, 0, 1, 1]])
+    (array([2.]), array([2., 3.]))
+    """
+    masks = np.asarray([prediction, truth], dtype=bool)
+    (window,) = ndimage.find_objects(masks.any(axis=0).astype(int))  # all borders lie in here
+    predicted, true = (border_of(mask[window]) for mask in masks)
+    from_truth = ndimage.distance_transform_edt(~true)
+    from_prediction = ndimage.distance_transform_edt(~predicted)
+    return from_truth[predicted], from_prediction[true]
 
 
 def border_scores(prediction, truth, pixel_mm=np.nan, tolerance=5.0):
@@ -131,9 +143,9 @@ def complete(table, sizes=None):
         own = table.truth_circumference_px * pixel_mm
         apart = (own / published - 1).abs()[own > 0].median()  # an empty mask has no circumference to compare
         if apart > LARGEST_DISAGREEMENT:
+            differ = f"differ from those of the masks by {apart:.0%} at the median"
             raise FetalsegError(
-                f"the circumferences in the table of pixel sizes differ from those of the masks by {apart:.0%} at the "
-                "median: is it the table of these images, under these names?"
+                f"the circumferences in the table of pixel sizes {differ}: is it the table of these images?"
             )
         table = table.assign(pixel_mm=pixel_mm, circumference_mm=table.circumference_px * pixel_mm)
         table["truth_circumference_mm"] = published.fillna(own)

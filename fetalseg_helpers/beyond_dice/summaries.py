@@ -35,11 +35,10 @@ def summarise(scores, draws=2000, seed=0):
         table[name]["images"] = len(known)
     pixels = scores.truth_pixels + scores.predicted_pixels
     total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
-    return {
-        "mean_dice": table["dice"]["mean"],
-        "dice_interval_95": table["dice"]["interval_95"],
-        "mean_iou": table["iou"]["mean"],
-        "iou_interval_95": table["iou"]["interval_95"],
+    means = {}
+    for name in ("dice", "iou"):
+        means |= {f"mean_{name}": table[name]["mean"], f"{name}_interval_95": table[name]["interval_95"]}
+    return means | {
         "median_dice": table["dice"]["median"],
         "worst_dice": table["dice"]["worst"],
         "worst_image": scores.image_id[scores.dice.idxmin()],

@@ -25,7 +25,7 @@ Rule = namedtuple("Rule", ["kind", "low", "high", "choices"], defaults=[None, No
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 PARAMETERS = {}  # what each parameter of a notebook may be
 for row in pd.read_csv(Path(__file__).with_name("parameters.csv"), dtype=str, keep_default_na=False).itertuples():
-    limits = [KINDS[row.kind](limit) if limit else None for limit in (row.low, row.high)]
+    limits = [(int(limit) if limit.isdigit() else float(limit)) if limit else None for limit in (row.low, row.high)]
     PARAMETERS[row.name] = Rule(KINDS[row.kind], *limits, tuple(row.choices.split()))
 
 
@@ -170,10 +170,8 @@ def versions():
     root, here, home = project_root(), Path.cwd(), Path.home()
     for folder in (here, *here.parents):
         if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
-            raise FetalsegError(
-                f"this notebook lies in {folder}, but the package that it has imported in {root}: run "
-                f"`pip install -e .` in {folder}, restart the kernel, or open the notebooks of the other folder."
-            )
+            remedy = f"run `pip install -e .` in {folder} and restart the kernel, or open the other folder's notebook"
+            raise FetalsegError(f"this notebook lies in {folder}, but the package that it imports in {root}: {remedy}.")
     place = f"~/{root.relative_to(home).as_posix()}" if root.is_relative_to(home) else str(root)
     packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "pandas")]
     course = f"fetalseg {fetalseg_helpers.__version__} in {place}"

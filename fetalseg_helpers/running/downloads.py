@@ -18,13 +18,11 @@ LARGEST = 20e9  # bytes that an archive may unpack to
 SET = "orvile/ultrasound-fetus-dataset"
 MOUNTS = [Path("/kaggle/input/ultrasound-fetus-dataset"), Path("/kaggle/input/datasets", SET)]  # on Kaggle: old, new
 PAGES = {"kaggle": f"https://www.kaggle.com/datasets/{SET}", "hc18": "https://zenodo.org/records/1327317"}
-ZIP, SIZES = "training_set.zip", "training_set_pixel_size_and_HC.csv"
+HC18 = {"training_set.zip": "00eb8198b9a505b2b3a6dfc740382497"}  # md5 of each file
+HC18 |= {"training_set_pixel_size_and_HC.csv": "c0761518fece2bd2d2ad4218f2cd9777"}
 DOWNLOADS = {  # name: (file, address, md5 where it is known) of each download
     "kaggle": [("ultrasound-fetus-dataset.zip", f"https://www.kaggle.com/api/v1/datasets/download/{SET}", None)],
-    "hc18": [
-        (ZIP, f"{PAGES['hc18']}/files/{ZIP}?download=1", "00eb8198b9a505b2b3a6dfc740382497"),
-        (SIZES, f"{PAGES['hc18']}/files/{SIZES}?download=1", "c0761518fece2bd2d2ad4218f2cd9777"),
-    ],
+    "hc18": [(name, f"{PAGES['hc18']}/files/{name}?download=1", md5) for name, md5 in HC18.items()],
 }
 
 
@@ -88,10 +86,8 @@ def unpack(path, action, pup):
         return shutil.copyfile(path, Path(path).parent / "content" / Path(path).name)
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise zipfile.BadZipFile(f"it would unpack to {size / 1e9:.1f} GB")
-        if size > shutil.disk_usage(Path(path).parent).free:
-            raise OSError(f"the {size / 1e9:.1f} GB that its archive holds are more than is free")
+        if size > min(LARGEST, shutil.disk_usage(Path(path).parent).free):
+            raise zipfile.BadZipFile(f"it would unpack to {size / 1e9:.1f} GB, more than is allowed or free")
         for member in archive.infolist():
             problems = {
                 "has an unsafe path": re.search(r"^/|^[A-Za-z]:|\\|//|(^|/)\.{1,2}(/|$)", member.orig_filename),

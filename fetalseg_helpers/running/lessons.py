@@ -53,9 +53,7 @@ def parse_parameters(pairs, **options):
     that no notebook knows raises a FetalsegError with the nearest one; so does a value that does not fit.
     """
     values = {}
-    for name, text in [*pairs, *options.items()]:
-        if text is None:
-            continue
+    for name, text in [*pairs, *((name, text) for name, text in options.items() if text is not None)]:
         kind = rule_of(name).kind
         try:
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)

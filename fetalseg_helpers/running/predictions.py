@@ -33,12 +33,9 @@ def predict_folder(predict, images, out):
     if not images.is_file():
         files = loading.find_files(images)
         paths = list(files.path[files.kind == "image"])
-        why = {"outline": "masks, by their names"} | loading.ASIDE
-        passed = [
-            f"{count} files passed over: {why[kind]}."
-            for kind, count in files.kind.value_counts().items()
-            if kind in why
-        ]
+        counts = files.kind.value_counts()
+        reasons = {"outline": "masks, by their names"} | loading.ASIDE
+        passed = [f"{counts[kind]} files passed over: {why}." for kind, why in reasons.items() if kind in counts]
     if not paths:
         raise FetalsegError(f"{images} holds no image to predict: give a file or a folder of images.")
     seen = {}

@@ -1,21 +1,19 @@
 """What `verify` says of a data set: first what it is, then a line for each cause, with what helps."""
 
-import json
-
 import pandas as pd
 
-from fetalseg_helpers import verification
+from fetalseg_helpers import loading, verification
 from fetalseg_helpers.workspace import read_json, run_folder, shown
 
 
 def causes(findings):
-    """A row per check that found something: `check`, `severity`, `decision`, `count`, `first` three names, `remedy`."""
-    rows = []
-    for check, found in findings.groupby("check", sort=False):
-        rule = verification.CHECKS[check]
-        names = list(dict.fromkeys(found.image_id))
-        rows.append([check, rule.severity, rule.decision, len(names), names[:3], found.detail.iloc[0], rule.remedy])
-    return pd.DataFrame(rows, columns=["check", "severity", "decision", "count", "first", "detail", "remedy"])
+    """A row per check that found something: how often, the first three names and detail, and what `CHECKS` says."""
+    table = findings.groupby("check", sort=False).agg(
+        count=("image_id", "nunique"),
+        first=("image_id", lambda names: list(names.unique()[:3])),
+        detail=("detail", "first"),
+    )
+    return table.join(verification.TABLE).reset_index()
 
 
 def summary(files, used, findings):
@@ -31,7 +29,7 @@ def summary(files, used, findings):
 def of_run(run_dir):
     """The same of a run folder that notebook 3, or a command, has verified, and where the reasons are."""
     path = run_folder(run_dir) / "verification.csv"
-    findings = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+    findings = pd.read_csv(path, **loading.AS_TEXT)
     files = read_json(path.with_suffix(".json"))["files"]
     return f"{summary(files, verification.usable_pairs(run_dir), findings)}, with their reasons in {shown(path)}."
 
@@ -77,11 +75,3 @@ def lines(pairs, findings, measurements, every=False):
         yield f"{cause.severity:<8}{cause.count:>6} {cause.check}, {cause.decision}: {', '.join(cause.first)}"
         yield f"{'':15}{cause.detail}"
         yield f"{'':15}-> {cause.remedy}"
-
-
-def as_json(pairs, findings, measurements):
-    """The same for a machine: description, causes and findings."""
-    told = describe(pairs, findings, measurements)
-    told["causes"] = causes(findings).to_dict("records")
-    told["findings"] = findings.to_dict("records")
-    return json.dumps(told, indent=2)

@@ -121,6 +121,5 @@ def ensure_checkpoint(run_dir, settings=None, network=None):
 
 def refuse(path, why, notebooks):
     """Raise the FetalsegError of a stage that is there, but was made from something else."""
-    raise FetalsegError(
-        f"{shown(path)} {why}: give the same, choose another run_dir, or run notebook {notebooks} anew."
-    )
+    remedies = f"give the same, choose another run_dir, or run notebook {notebooks} anew"
+    raise FetalsegError(f"{shown(path)} {why}: {remedies}.")

@@ -64,7 +64,9 @@ def run_combination(folder, values):
     """
     try:
         with locked(folder):
-            loading.write_manifest(folder, values["data"], values["seed"], values["phantoms"], values["split_by"])
+            root = stages.find_data(values["data"], folder, values["phantoms"])
+            asked = {name: values[name] for name in ("data", "seed", "phantoms", "split_by")}
+            loading.write_manifest(folder, root=root, **asked)
             made = {"values": values, "files": read_json(folder / "data.json")["files"]}
             same = read_json(folder / "values.json") == made
             if not same:
@@ -130,12 +132,11 @@ def show_sweep(table, varied):
     names = [name for name in varied if name != "seed"]
     labels = table[names].astype(str).agg(", ".join, axis=1) if names else table.run.map(lambda _: "all seeds")
     means = table.valid_dice.groupby(labels).mean().sort_values()[-20:]
+    dots = table.valid_dice[labels.isin(means.index)]
     figure, axis = plotting.new_figure(height=1.2 + 0.25 * len(means))
-    for height, (label, mean) in enumerate(means.items()):
-        dots = table.valid_dice[labels == label]
-        axis.plot(dots, [height] * len(dots), "o", color=plotting.ACCENT, markersize=4, label="one run")
-        axis.plot([mean, mean], [height - 0.3, height + 0.3], color="black", label="mean")
-    axis.set_yticks(range(len(means)), means.index, fontsize=7)
+    axis.plot(means, means.index, "|", color="black", markersize=14, label="mean")
+    axis.plot(dots, labels[dots.index], "o", color=plotting.ACCENT, markersize=4, label="one run")
+    axis.tick_params(axis="y", labelsize=7)
     axis.set(xlabel="best validation Dice", ylabel=", ".join(names), title=f"{len(table)} runs, best on top")
-    axis.legend(handles=axis.lines[:2], fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="lower right")
     return figure
