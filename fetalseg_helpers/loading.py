@@ -39,7 +39,7 @@ ASIDE = {  # why files of a kind are in no pair
     "prediction": "named as predictions are",
     "unread": "of a format that is not read here: save their frames as 8-bit PNG",
     "hidden": "hidden, or left by another system",
-    "other": "no image files",
+    "other": "neither images nor masks",
 }
 LARGEST_IMAGE = 50_000_000  # pixels; a header that claims more is a mistake or an attack
 warnings.filterwarnings("ignore", module="PIL")  # what there is to say of a file, `open_image` says
@@ -152,8 +152,8 @@ def match_pairs(files):
 def match_name(files, kinds_of):
     """The pairs of one name, as lists of two files, and the files that are left; copies are in neither.
 
-    Two that lie apart are a pair where nothing else has their name, and either both lie in split folders, or one in a
-    place of images only and the other in one of outlines only (`kinds_of`), which are not those of two patients.
+    Two that lie apart are a pair where nothing else has their name, they are not of two patients, and either both lie
+    in split folders, or one in a place of images only and the other in one of outlines only (`kinds_of`).
     """
     kinds = [file.kind for file in files]  # a file that is alone of its kind is no copy, and need not be read
     content = {file: file.kind + (fingerprint(file.path) if kinds.count(file.kind) > 1 else "") for file in files}
@@ -173,11 +173,9 @@ def match_name(files, kinds_of):
         seen.update(content[file] for file in inside)
     if pairs or not is_pair(left):
         return pairs, left
-    apart = all(len(kinds_of[file.place]) == 1 for file in left)
-    patients = {patient(file.place) for file in left} - {""}
-    if all(file.folder for file in left) or (apart and len(patients) < 2):
-        return [left], []
-    return [], left
+    torn = all(file.folder for file in left) or all(len(kinds_of[file.place]) == 1 for file in left)
+    of_one = len({patient(file.place) for file in left} - {""}) < 2
+    return ([left], []) if torn and of_one else ([], left)
 
 
 def patient(place):
@@ -333,9 +331,8 @@ def read_mask(path):
     if has_areas(values, 0.2 * most, 0.8 * most):
         reason = f"{len(found)} values up to {most} all over: a picture or a map, no mask (were they exchanged?)"
         raise FetalsegError(f"{shown(path)} has {reason}. Save 0 and 255.")
-    return (values >= most / 2) * np.uint8(
-        255
-    ), f"{len(found)} values up to {most} along borders: cut in the middle{clear}"
+    said = f"{len(found)} values up to {most} along borders: cut in the middle{clear}"
+    return (values >= most / 2) * np.uint8(255), said
 
 
 def has_areas(values, low, high):

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
 from fetalseg_helpers import loading, preprocessing, workspace
 from fetalseg_helpers.workspace import FetalsegError, cv2, project_root, read_json, run_folder
@@ -103,12 +104,13 @@ def verify_pairs(pairs, split=None, border=0.05):
     measurements have a row per usable pair, indexed by `image_id`.
     """
     found, measured = [], {}
-    options = {"total": len(pairs), "max_workers": joblib.cpu_count(), "desc": "verify", "disable": None}
-    inspected = thread_map(partial(inspect_pair, border=border), pairs.itertuples(), **options)  # a bar on terminals
-    for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
-        found += [(image_id, *finding) for finding in findings]
-        if values:
-            measured[image_id] = values
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
+        inspected = pool.map(partial(inspect_pair, border=border), pairs.itertuples())
+        inspected = tqdm(inspected, total=len(pairs), desc="verify", disable=None)  # a bar on a terminal only
+        for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
+            found += [(image_id, *finding) for finding in findings]
+            if values:
+                measured[image_id] = values
     measurements = pd.DataFrame.from_dict(measured, orient="index", columns=[*MEASURES, *OF_FILES])
     found += compare_pairs(pairs, split, measurements)
     order = list(CHECKS)

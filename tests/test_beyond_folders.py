@@ -167,7 +167,7 @@ def test_whatever_is_wrong_is_listed_and_counted_and_the_exit_code_is_1(call, tm
     assert details["2_HC"] == "is 40 × 60 but the mask 60 × 40" and "cut off" in details["4_HC"]
     assert "0 and 1000: the larger is tumor" in details["7_HC"] and "6_HC_mask.png" in details["6_HC"]
     again = call(folder, "--masks", tmp_path / "masks", "--out", folder / "out")  # its own output is no prediction
-    assert set(again.stdout.splitlines()) - set(result.stdout.splitlines()) == {"3 files passed over: no image files."}
+    assert set(again.stdout.splitlines()) - set(result.stdout.splitlines()) == {"3 files passed over: neither images nor masks."}
 
 
 def test_an_extra_prediction_alone_is_listed_and_no_failure(call, tmp_path, masks):
@@ -304,7 +304,10 @@ def test_images_beside_their_predictions_are_passed_over_and_said_so(call, tmp_p
     for name in NAMES:
         write(predictions / f"{name}.png", np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8))
     result = call(predictions, "--masks", masks, "--out", tmp_path / "out")
-    assert (result.returncode, result.stderr) == (0, "") and "3 files passed over: taken for the images" in result.stdout
+    assert (result.returncode, result.stderr) == (
+        0,
+        "",
+    ) and "3 files passed over: taken for the images" in result.stdout
     scores, _, problems = read_out(tmp_path / "out")
     assert set(scores.dice) == {1} and kinds(problems) == dict.fromkeys(NAMES, "passed over")
 

@@ -372,8 +372,12 @@ def test_a_lone_image_and_a_lone_mask_of_two_patients_or_sets_are_no_pair(tmp_pa
     put(tmp_path / "test_set" / "005_HC.png", picture(4))
     put(tmp_path / "images" / "P1" / "1.png", picture(5))
     put(tmp_path / "masks" / "P2" / "1.png", disc(4))
+    put(tmp_path / "train" / "P3" / "torn.png", picture(6))
+    put(tmp_path / "test" / "P4" / "torn_mask.png", disc(5))
     _, findings, measurements = checked(tmp_path)
-    assert set(measurements.index) == {"a", "001_HC"} and checks(findings)["ambiguous_name"] == {"scan", "005_HC", "1"}
+    assert set(measurements.index) == {"a", "001_HC"} and checks(findings)["ambiguous_name"] == {
+        "scan", "005_HC", "1", "torn",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["Patient_{}", "P0{}", "Case{}", "Subject 0{}", "patient-{}", "pt_{}", "case_{}_2023"])
