@@ -40,6 +40,7 @@ def border_ellipse(mask):
     border = border[((border > 0) & (border < (width - 1, height - 1))).all(axis=1)]  # (points, x y)
     if len(border) < 5:  # an ellipse has five degrees of freedom
         return None
+    cv2.setRNGSeed(0)  # OpenCV shakes points on a line by chance
     (x, y), diameters, angle = cv2.fitEllipse(border.astype(np.float32))
     if not (np.isfinite([x, y]).all() and max(diameters) <= 3 * np.hypot(*np.ptp(border, axis=0))):
         return None

@@ -783,7 +783,7 @@ def reached(threads):
             spare_threads()
             time.sleep(0.1)
         busy = psutil.cpu_percent(percpu=True)
-        idle = sum(busy[core] for core in cores) < 30
+        idle = sum(busy[core] for core in cores) < 12  # no half second of these can have had half a core busy
         if torch.get_num_threads() == threads or idle:
             return torch.get_num_threads() == threads, idle
     return False, False

@@ -170,8 +170,8 @@ def versions():
     root, here, home = project_root(), Path.cwd(), Path.home()
     for folder in (here, *here.parents):
         if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
-            remedy = f"run `pip install -e .` in {folder} and restart the kernel, or open the other folder's notebook"
-            raise FetalsegError(f"this notebook lies in {folder}, but the package that it imports in {root}: {remedy}.")
+            there = f"{root}: run `pip install -e .` in {folder} and restart the kernel, or open its notebook there"
+            raise FetalsegError(f"this notebook lies in {folder}, but the package that it has imported in {there}.")
     place = f"~/{root.relative_to(home).as_posix()}" if root.is_relative_to(home) else str(root)
     packages = [f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "pandas")]
     course = f"fetalseg {fetalseg_helpers.__version__} in {place}"
