@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import namedtuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_notebooks import SMALL, execute, folders, is_tagged, lesson, read  # n
 from fetalseg_helpers import training, unet
 from fetalseg_helpers.workspace import read_json
 
-TINY = SMALL | {"width": 32, "height": 32, "base_channels": 2, "depth": 2, "overfit_steps": 4}
+TINY = SMALL | {"width": 32, "height": 32, "base_channels": 2, "depth": 2, "overfit_steps": 4, "trial_steps": 1}
 Change = namedtuple("Change", "in_4 in_5 in_6", defaults=((), (), ()))
 IMPORTS = "import torch\nfrom torch import nn\nfrom fetalseg_helpers.unet import NORMALISATIONS, check_divisible\n"
 MAKE = "return unet.make_network(base_channels, depth, normalisation)"
@@ -76,11 +77,20 @@ def usual(folders):  # noqa: F811
     return run(folders / f"unchanged_{os.getpid()}", Change())
 
 
-def run(folder, change, **values):
-    """Run notebooks 4 to 6 in a folder; gives the names that each leaves, and all that they print."""
+def run(folder, change, trained=None, **values):
+    """Run notebooks 4 to 6 in a folder; gives the names that each leaves, and all that they print.
+
+    Where only notebook 6 is changed, what `trained` holds of the others is taken over.
+    """
     values = TINY | {"run_dir": str(folder)} | values
     done, said = {}, ""
+    as_before = trained is not None and not (change.in_4 or change.in_5)
+    if as_before:
+        shutil.copytree(trained[5]["trainer"].folder, folder)
+        done[5] = trained[5]
     for number, changes in zip((4, 5, 6), change, strict=True):
+        if number == 5 and as_before:
+            continue
         if number == 4 and not changes and "unchanged" not in folder.name:
             continue  # notebook 4 as it is runs once, in `usual`
         done[number], printed = execute(lesson(number), values, *changes)
@@ -92,8 +102,8 @@ def run(folder, change, **values):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_takes_effect_and_nothing_raises(name, usual, folders):  # noqa: F811
     values = {"threshold": 0.3} if name == "a threshold of 0.3" else {}
-    done, said = run(folders / re.sub(r"\W", "_", name), CHANGES[name], **values)
     before = usual[0]
+    done, said = run(folders / re.sub(r"\W", "_", name), CHANGES[name], before, **values)
     trainer, scored = done[5]["trainer"], done[6]["network"]
     history, usual_history = (names[5]["history"].valid_loss.to_numpy() for names in (done, before))
     metrics = read_json(done[6]["folder"] / "metrics.json")
