@@ -314,7 +314,7 @@ def read_mask(path):
         colours, labels = np.unique(codes, return_inverse=True)
         few = 2 < len(colours) <= 16 and colours[0] == 0
         values = np.uint8(labels.reshape(codes.shape)) if few else pixels[..., :3].max(axis=2) * opaque
-    if not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise FetalsegError(f"{shown(path)} has values that are no numbers: save 0 and 255.")
     eight_bits = values.dtype == np.uint8
     found = np.flatnonzero(cv2.calcHist([values], [0], None, [256], [0, 256])) if eight_bits else np.unique(values)

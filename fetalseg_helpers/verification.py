@@ -82,8 +82,8 @@ def inspect_pair(pair, border=0.05):
         check = "inverted_mask" if outline.any() else "empty_mask"
         return {}, [*findings, ("size_mismatch" if image.shape != outline.shape else check, str(error))]
     measured = measure_region(image, mask) | {"pixels": hashlib.sha256(image.tobytes()).hexdigest()}
-    filled = mask.sum() == np.count_nonzero(outline)
-    measured |= {"mask": hashlib.sha256(mask.tobytes()).hexdigest(), "filled": filled, "size": image.shape[::-1]}
+    filled = np.count_nonzero(mask) == np.count_nonzero(outline)
+    measured |= {"mask": hashlib.sha256(np.packbits(mask)).hexdigest(), "filled": filled, "size": image.shape[::-1]}
     if preprocessing.is_open(outline, mask):
         findings.append(("open_outline", "the line encloses nothing: filled by its convex hull."))
     if filled and mask.sum() < 0.5 * cv2.contourArea(preprocessing.convex_hull(mask)):

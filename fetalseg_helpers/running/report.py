@@ -8,11 +8,9 @@ from fetalseg_helpers.workspace import read_json, run_folder, shown
 
 def causes(findings):
     """A row per check that found something: how often, the first three names and detail, and what `CHECKS` says."""
-    table = findings.groupby("check", sort=False).agg(
-        count=("image_id", "nunique"),
-        first=("image_id", lambda names: list(names.unique()[:3])),
-        detail=("detail", "first"),
-    )
+    checks = findings.groupby("check", sort=False)
+    first = checks.image_id.agg(lambda names: list(names.unique()[:3])).rename("first")
+    table = checks.agg(count=("image_id", "nunique"), detail=("detail", "first")).join(first)
     return table.join(verification.TABLE).reset_index()
 
 
@@ -47,7 +45,7 @@ def describe(pairs, findings, measurements):
         "pairs_used": len(used),
         "examinations": int(used.examination.nunique()),
         "masks": {"filled": int(usable.filled.sum()), "outlines": int((~usable.filled.astype(bool)).sum())},
-        "area_range": [round(float(area), 4) for area in (usable.area_fraction.min(), usable.area_fraction.max())],
+        "area_range": usable.area_fraction.astype(float).agg(["min", "max"]).dropna().round(4).tolist(),
         "sizes": {f"{width} × {height}": int(count) for (width, height), count in sizes.items()},
         "values": findings.detail[findings.check == "mask_values"].value_counts().to_dict(),
     }
