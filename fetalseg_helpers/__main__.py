@@ -7,6 +7,7 @@ import signal
 import sys
 from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,9 +119,10 @@ def fetch(name, folder):
 @cli.command()
 @click.argument("folder", metavar="DIR", type=path)
 @click.option("--examinations", metavar="CSV|PATTERN", help="Which frames belong together. Default: by names.")
+@click.option("--negatives", is_flag=True, help="Keep empty masks, as frames without a head.")
 @click.option("--all", "every", is_flag=True, help="A line for each finding, not for each cause.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, for a machine.")
-def verify(folder, examinations, every, as_json):
+def verify(folder, examinations, negatives, every, as_json):
     """Check images, masks and pairs of a data set; exit 1 if there is a defect, 2 if the folder cannot be read."""
     from fetalseg_helpers import loading, verification
     from fetalseg_helpers.running import lessons, report
@@ -129,7 +131,7 @@ def verify(folder, examinations, every, as_json):
         click.echo(f"{folder} is not a folder that can be read: check the path.", err=True)
         sys.exit(2)
     pairs = loading.load_pairs(folder, **lessons.parse_parameters([], examinations=examinations))
-    findings, measurements = verification.verify_pairs(pairs)
+    findings, measurements = verification.verify_pairs(pairs, negatives=negatives)
     if as_json:
         tables = {"causes": report.causes(findings), "findings": findings}
         told = {name: table.to_dict("records") for name, table in tables.items()}
@@ -142,7 +144,7 @@ def verify(folder, examinations, every, as_json):
 
 @cli.command(params=list(of_notebooks))
 @click.option("--resume", is_flag=True, help="Go on where the training in the run folder stopped.")
-@click.option("--start", type=path, metavar="FILE", help="A checkpoint to fine-tune.")
+@click.option("--start", metavar="FILE|pretrained", help="A checkpoint to fine-tune, or the network that ships.")
 def train(data, preset, run_dir, examinations, resume, start, parameters):
     """Train without notebooks, a line per epoch. A run folder keeps the data that it was made from."""
     from fetalseg_helpers import training, unet
@@ -156,6 +158,11 @@ def train(data, preset, run_dir, examinations, resume, start, parameters):
     folder = lessons.choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
     values = lessons.read_preset("quick") | lessons.read_preset(preset or "quick")
     values |= read_json(folder / "data.json")
+    if start:
+        first = training.load_checkpoint(start)
+        values |= {name: first["settings"][name] for name in training.ARCHITECTURE} | (
+            first["canvas"] if not preset else {}
+        )
     if not preset:
         values |= read_json(folder / "prepared" / "settings.json")
     if resume:
@@ -196,28 +203,39 @@ def sweep(grid, jobs, out, dask):
 
 @cli.command()
 @click.argument("images", type=path)
-@click.option("--checkpoint", required=True, type=path, metavar="FILE")
+@click.option("--checkpoint", default="pretrained", metavar="FILE", help="Default: what has been trained on phantoms.")
 @click.option("--out", required=True, type=path, metavar="DIR")
+@click.option("--overlay", is_flag=True, help="Also write each image with the outline of its mask.")
+@click.option("--csv", "as_csv", is_flag=True, help="Also write predictions.csv: the ellipse and the doubt of each.")
+@click.option("--pixel-size-csv", type=path, metavar="FILE", help="Adds the circumference in mm.")
 @click.option("--threshold", type=click.FloatRange(0.01, 0.99), help="The least probability that counts as tumor.")
 @click.option("--region", type=click.Choice(["every", "largest", "filled", "ellipse"]), help="What of a mask is kept.")
 @click.option("--flip/--no-flip", default=None, help="Average over the image and its mirror; twice the time.")
-def predict(images, checkpoint, out, **given):
+def predict(images, checkpoint, out, overlay, as_csv, pixel_size_csv, **given):
     """Predict a mask for an image or every image of a folder.
 
     Maps are cut as the evaluation of the run chose it on validation images, if it lies beside the checkpoint; else at
     0.5, the largest region is kept, and nothing is mirrored. What is given here goes first.
     """
     from fetalseg_helpers import evaluation, training
+    from fetalseg_helpers.beyond_dice import circumference
     from fetalseg_helpers.running import predictions
+    from fetalseg_helpers.workspace import write_table
 
+    sizes = circumference.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
     network, state = training.load_network(checkpoint)
     cut = predictions.frozen_cut(checkpoint, state) | {key: value for key, value in given.items() if value is not None}
-    predictor = evaluation.make_predictor(network, state["canvas"], **cut)
-    written, problems, passed = predictions.predict_folder(predictor, images, out)
+    make_map = partial(evaluation.predict_image, network, canvas=state["canvas"], flip=cut["flip"])
+    make_mask = partial(evaluation.cut, threshold=cut["threshold"], region=cut["region"])
+    table, problems, passed = predictions.predict_folder(make_map, images, out, make_mask, overlay)
+    if sizes is not None:
+        table["circumference_mm"] = table.circumference_px * table.image_id.map(sizes.pixel_mm)
+    if as_csv:
+        write_table(out / "predictions.csv", table)
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"cut at {cut['threshold']:.2f}, region '{cut['region']}', flip {cut['flip']}.")
-    click.echo("\n".join([*passed, f"{written} predictions lie in {out}."]))
+    click.echo("\n".join([*passed, *predictions.describe(table), f"{len(table)} predictions lie in {out}."]))
     sys.exit(1 if problems else 0)
 
 

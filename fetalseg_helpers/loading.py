@@ -17,21 +17,19 @@ from fetalseg_helpers import workspace
 from fetalseg_helpers.workspace import FetalsegError, cv2, project_root, read_json, run_folder, shown, write_json
 
 MANIFEST_COLUMNS = ["image_id", "image_path", "mask_path", "examination", "split", "width", "height"]
-PAIR_COLUMNS = ["image_id", "image_path", "mask_path", "folder", "mask_folder", "origin", "check", "problem", "files"]
-PAIR_COLUMNS += ["place"]
+PAIR_COLUMNS = [*MANIFEST_COLUMNS[:3], "folder", "mask_folder", "origin", "check", "problem", "files", "place"]
 AS_TEXT = {"dtype": str, "keep_default_na": False, "encoding_errors": "surrogateescape"}  # how names are read
 PIXEL_SIZE_COLUMNS = ("image_id", "pixel_mm", "head_circumference_mm")  # of a table that may lie beside the images
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 UNREAD = re.compile(r"\.(dcm|nii|gz|mh[ad]|nrrd|np[yz]|mat|gif|webp|heic|jp2|zip|mp4|avi)\Z", re.IGNORECASE)
 CLASSES = ("benign", "malignant", "normal")
-SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "valid", "valid": "valid", "val": "valid"}
-SPLIT_FOLDERS["test"] = "test"
+SPLIT_FOLDERS = dict(train="train", training="train", validation="valid", valid="valid", val="valid", test="test")
 SPLITS = ("train", "valid", "test")
 OF_IMAGES = "images?|imgs?|frames|jpegimages"  # how folders and files are called
 OF_MASKS = "annotations?|masks?|labels?|seg|segmentations?|segmentationclass|gt|ground[_ -]?truth|outlines?|contours?"
 ROLE = re.compile(f"(?<![a-z])(?:(?P<images>{OF_IMAGES})|(?P<masks>{OF_MASKS}))(?=(?:tr|ts)?(?![a-z]))", re.IGNORECASE)
 MASK_ENDING = re.compile(rf"(?<=[^_. -])[_. -]+({OF_MASKS})(_\d)?\Z", re.IGNORECASE)
-PREDICTED = re.compile(r"(?<=[^_. -])[_. -]+(pred|predictions?|predicted)([_. -]?masks?)?\Z", re.IGNORECASE)
+PREDICTED = re.compile(r"(?<=[^_. -])[_. -]+(pred|predictions?|predicted|overlays?)([_. -]?masks?)?\Z", re.IGNORECASE)
 PERSON = "patient|pat|pt|p|case|subject|subj|sub|study|exam|examination|fetus|id"
 PATIENT = re.compile(rf"(({PERSON})[_ -]?\d+([_ -].*)?|\d{{3,}})", re.IGNORECASE)  # the name of a folder
 LAYOUTS = "NAME.png and NAME_Annotation.png (or _mask, _seg, _label, _gt), or of images/NAME.png and masks/NAME.png"
@@ -137,7 +135,8 @@ def match_pairs(files):
                 image_id = stem if origin == "." else f"{origin}_{stem}"
             if group is left:
                 check, names = "ambiguous_name", ", ".join(path.relative_to(top).as_posix() for path in paths)
-                problem = f"partners or strangers? {names}. Keep one image and one outline of this name in a folder."
+                rule = "Keep one image and one outline of a name in a folder; merge several masks of one image."
+                problem = f"partners or strangers? {names}. {rule}"
             partners = by_kind.get("image"), by_kind.get("outline")
             places = [getattr(file, "path", None) for file in partners]
             places += [getattr(file, "folder", "") for file in partners]
@@ -316,9 +315,9 @@ def read_mask(path):
         values = np.uint8(labels.reshape(codes.shape)) if few else pixels[..., :3].max(axis=2) * opaque
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise FetalsegError(f"{shown(path)} has values that are no numbers: save 0 and 255.")
-    eight_bits = values.dtype == np.uint8
-    found = np.flatnonzero(cv2.calcHist([values], [0], None, [256], [0, 256])) if eight_bits else np.unique(values)
-    least, most = found[0], found[-1]
+    least, most = values.min(), values.max()
+    two = np.count_nonzero(values == least) + np.count_nonzero(values == most) >= values.size
+    found = np.unique([least, most] if two else values)
     if len(found) == 1 and most not in (0, 255):
         raise FetalsegError(f"{shown(path)} has the value {most} everywhere: a mask needs a background of 0.")
     if len(found) <= 2:
@@ -365,7 +364,8 @@ def fingerprint_files(root, manifest):
 def source(run_dir):
     """SHA-256 of what everything after the manifest is made from: the manifest and the contents of its files."""
     path = run_folder(run_dir) / "manifest.csv"
-    return hashlib.sha256(path.read_bytes() + read_json(path.with_name("data.json"))["files"].encode()).hexdigest()
+    made = read_json(path.with_name("data.json"))
+    return hashlib.sha256(path.read_bytes() + f"{made['files']}{made.get('negatives') or ''}".encode()).hexdigest()
 
 
 def read_manifest(run_dir):
@@ -447,8 +447,9 @@ def group_frames(pairs, examinations="names"):
 
 
 def write_manifest(
-    run_dir, data, seed=0, phantoms=400, split_by="examination", examinations="names", deal=split_pairs, root=None
-):
+    run_dir, data, seed=0, phantoms=400, split_by="examination", examinations="names", deal=split_pairs, root=None,
+    negatives=False,
+):  # fmt: skip
     """Pair and split (by `deal`) the files below `root`, or the folder `data`; write `manifest.csv` and `data.json`."""
     with workspace.locked(run_dir) as folder:
         root = root or project_root() / Path(data).expanduser()
@@ -456,7 +457,7 @@ def write_manifest(
         pairs["split"] = deal(pairs, split_by, seed)
         pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
         made = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by, "examinations": examinations}
-        made |= {"root": shown(root), "files": fingerprint_files(root, pairs)}
+        made |= {"negatives": negatives, "root": shown(root), "files": fingerprint_files(root, pairs)}
         for column in ("image_path", "mask_path"):
             pairs[column] = pairs[column].map(shown)
         (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest

@@ -54,10 +54,7 @@ def draw_image(axis, image, title, truth=None, prediction=None, cmap="gray", whi
 
 
 def show_images(images, titles, columns=3, masks=None, predictions=None, suptitle=None):
-    """Grey images side by side, `columns` in a row, with the borders of truth and prediction where they are given.
-
-    An image has the shape (height, width) and values from 0 to 255; its mask and prediction hold 0 and 1, or are None.
-    """
+    """Images (height, width) of 0 to 255, `columns` in a row, with borders of 0/1 masks and predictions where given."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height = 0.35 + rows * (WIDTH / columns * 0.68 + 0.3) + (0.25 if predictions else 0)
@@ -65,9 +62,8 @@ def show_images(images, titles, columns=3, masks=None, predictions=None, suptitl
     for axis in axes.flat:
         axis.axis("off")
     nothing = [None] * len(images)
-    drawn = zip(axes.flat, images, titles, masks or nothing, predictions or nothing, strict=False)
-    for axis, image, title, mask, prediction in drawn:
-        draw_image(axis, image, title, mask, prediction)
+    for axis, *shown in zip(axes.flat, images, titles, masks or nothing, predictions or nothing, strict=False):
+        draw_image(axis, *shown)
     if predictions:
         legend_below(figure)
     return figure

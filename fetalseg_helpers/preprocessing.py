@@ -167,7 +167,7 @@ def augment(image, mask, rng, rotation=25.0, zoom=0.25, shift=0.1, mirror=True, 
 def read_pair(image_path, mask_path, fill=fill_outline):
     """Read an image and its mask, filled by `fill`, both uint8 of shape (height, width).
 
-    A FetalsegError says that a file cannot be read, that the two differ in size, or that the mask is empty.
+    An empty mask stays empty. A FetalsegError says that a file cannot be read, or that the two differ in size.
     """
     outline, _ = loading.read_mask(mask_path)
     image = loading.read_grey(image_path)
@@ -183,10 +183,7 @@ def fill_pair(image, outline, name, fill=fill_outline):
     along = np.count_nonzero(outline) - np.count_nonzero(inner)
     if along > 0.6 * (outline.size - inner.size):  # three sides or more; a line of black around them changes little
         raise FetalsegError(f"{name} covers the border of the frame: inverted? Draw the region white on black.")
-    try:
-        return fill(outline)
-    except FetalsegError as error:
-        raise FetalsegError(f"{name}: {error}") from error
+    return fill(outline) if outline.any() else outline
 
 
 def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
@@ -200,12 +197,14 @@ def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
     def small(pair):
         try:
             image, mask = read_pair(pair.image_path, pair.mask_path, fill)
+            if not (mask.any() or negatives):
+                raise FetalsegError(f"{pair.mask_path.name} is empty.")
             return to_canvas(image, width, height, fit), mask_to_canvas(mask, width, height, fit), ""
         except FetalsegError as error:
             return 0, 0, str(error)
 
     with workspace.locked(run_dir) as home:
-        manifest = loading.read_manifest(run_dir)
+        manifest, negatives = loading.read_manifest(run_dir), read_json(home / "data.json").get("negatives")
         shape = (len(manifest), height, width)
         problems = {}
         with workspace.folder_whole(home / "prepared") as folder:

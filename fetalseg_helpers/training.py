@@ -19,6 +19,7 @@ from fetalseg_helpers import evaluation, loading, preprocessing, unet, verificat
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, shown, spare_threads
 
 FORMAT = 3  # of checkpoints
+PRETRAINED = Path(__file__).parent / "phantoms" / "pretrained.pt"  # the network that ships, called 'pretrained'
 # What a checkpoint may say of its network and its canvas: at least all that a notebook may ask for.
 ARCHITECTURE = {"base_channels": range(1, 4097), "depth": range(13), "normalisation": tuple(unet.NORMALISATIONS)}
 CANVAS = {"width": range(1, 4097), "height": range(1, 4097), "fit": ("scale", "pad")}
@@ -155,7 +156,7 @@ def load_checkpoint(path):
     Gives a dictionary: `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt`
     what a resumed training needs; for weights alone see `around`. A FetalsegError says why a file cannot be used.
     """
-    path = Path(path)
+    path = PRETRAINED if path == "pretrained" else Path(path)
     if not path.is_file():
         raise FetalsegError(f"there is no file {shown(path)}: run notebook 05 first, or give the right checkpoint.")
     try:
@@ -253,7 +254,7 @@ class Trainer:
     loss : callable of (logits, truth); by default `combined_loss` with the weights of `settings`
     train_epoch : callable that shows every batch once, as `train_one_epoch`
     resume : bool, whether to go on from `last.pt` where there is one
-    start : Path of a checkpoint whose weights to begin with (fine-tuning), instead of random ones
+    start : a checkpoint whose weights to begin with (fine-tuning), or 'pretrained', instead of random ones
 
     A FetalsegError says if a split is empty, the training split smaller than a batch, the canvas does not divide by
     2^depth, `last.pt` was made with other settings or data, or the weights of `start` are of another network.
@@ -272,8 +273,8 @@ class Trainer:
         self.valid_set = preprocessing.PreparedDataset(run_dir, valid_pairs)
         self.check_batches()
         torch.manual_seed(settings.seed)
-        network = network or unet.make_network(*(getattr(settings, name) for name in ARCHITECTURE))
-        self.network = network.to(self.device)
+        shape = (getattr(settings, name) for name in ARCHITECTURE)
+        self.network = network.to(self.device) if network else unet.make_network(*shape)
         self.loss_function = loss or self.usual_loss()
         self.train_epoch, self.make_optimiser = train_epoch, make_optimiser  # others may take their places
         self.reduced = bfloat16_pays(self.device)

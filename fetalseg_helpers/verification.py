@@ -29,12 +29,13 @@ def measure_region(image, mask):
     `mean_inside`, `mean_outside` (grey levels, 0 to 255; outside is nan for a mask that fills the frame) and their
     `difference` as a dictionary.
     """
-    inside = np.asarray(mask, dtype=bool)
-    rows, columns = np.nonzero(inside)
-    mean_inside = image[inside].mean()
-    mean_outside = image[~inside].mean() if not inside.all() else np.nan
-    centroid = (columns.mean() + 0.5) / inside.shape[1], (rows.mean() + 0.5) / inside.shape[0]
-    values = [inside.mean(), *centroid, mean_inside, mean_outside, mean_inside - mean_outside]
+    moments = cv2.moments(mask, binaryImage=True)  # m00 the area, m10 and m01 the sums of x and y, in pixels
+    area = moments["m00"]
+    centroid = (moments["m10"] / area + 0.5) / mask.shape[1], (moments["m01"] / area + 0.5) / mask.shape[0]
+    total, inside = cv2.sumElems(image)[0], cv2.sumElems(image * mask)[0]
+    mean_inside = inside / area
+    mean_outside = (total - inside) / (mask.size - area) if area < mask.size else np.nan
+    values = [area / mask.size, *centroid, mean_inside, mean_outside, mean_inside - mean_outside]
     return dict(zip(MEASURES, map(float, values), strict=True))
 
 
@@ -55,7 +56,7 @@ def outliers(values):
     return ((distance > 3.5 * spread) & (spread > 0) & (len(values) >= 10)).to_numpy()
 
 
-def inspect_pair(pair, border=0.05):
+def inspect_pair(pair, border=0.05, negatives=False):
     """Findings (check, detail) about one row of `loading.load_pairs` alone; before them its measurements, if usable."""
     if pair.problem:
         return {}, [(pair.check, pair.problem)]
@@ -79,8 +80,10 @@ def inspect_pair(pair, border=0.05):
     try:
         mask = preprocessing.fill_pair(image, outline, pair.mask_path.name)
     except FetalsegError as error:
-        check = "inverted_mask" if outline.any() else "empty_mask"
-        return {}, [*findings, ("size_mismatch" if image.shape != outline.shape else check, str(error))]
+        check = "inverted_mask" if image.shape == outline.shape else "size_mismatch"
+        return {}, [*findings, (check, str(error))]
+    if not mask.any():
+        return {}, [*findings, ("negative" if negatives else "empty_mask", f"{pair.mask_path.name} is empty.")]
     measured = measure_region(image, mask) | {"pixels": hashlib.sha256(image.tobytes()).hexdigest()}
     filled = np.count_nonzero(mask) == np.count_nonzero(outline)
     measured |= {"mask": hashlib.sha256(np.packbits(mask)).hexdigest(), "filled": filled, "size": image.shape[::-1]}
@@ -96,16 +99,16 @@ def inspect_pair(pair, border=0.05):
     return measured, findings
 
 
-def verify_pairs(pairs, split=None, border=0.05):
+def verify_pairs(pairs, split=None, border=0.05, negatives=False):
     """Run every check on `pairs`, as `loading.load_pairs` gives them; returns findings and measurements.
 
     `split`, a Series indexed by `image_id`, is for the check on examinations; `border` is the fraction of the frame for
-    `near_border`. Findings have the columns `image_id, check, severity, detail`, the gravest checks first;
-    measurements have a row per usable pair, indexed by `image_id`.
+    `near_border`; with `negatives`, empty masks are kept. Findings have the columns `image_id, check, severity,
+    detail`, the gravest checks first; measurements a row per usable pair with a region, indexed by `image_id`.
     """
     found, measured = [], {}
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # decoding runs outside of Python's lock
-        inspected = pool.map(partial(inspect_pair, border=border), pairs.itertuples())
+        inspected = pool.map(partial(inspect_pair, border=border, negatives=negatives), pairs.itertuples())
         inspected = tqdm(inspected, total=len(pairs), desc="verify", disable=None)  # a bar on a terminal only
         for image_id, (values, findings) in zip(pairs.image_id, inspected, strict=True):
             found += [(image_id, *finding) for finding in findings]
@@ -160,7 +163,8 @@ def write_verification(run_dir, border=0.05):
         manifest = loading.read_manifest(run_dir)
         data = read_json(folder / "data.json")
         pairs = loading.load_pairs(project_root() / data["root"], data["examinations"])
-        findings, measurements = verify_pairs(pairs, manifest.set_index("image_id").split, border)
+        split, negatives = manifest.set_index("image_id").split, data.get("negatives", False)
+        findings, measurements = verify_pairs(pairs, split, border, negatives)
         (folder / "verification.json").unlink(missing_ok=True)  # written last, it vouches for the findings
         workspace.write_table(folder / "verification.csv", findings)
         made = {"border": border, "source": loading.source(run_dir), "files": int(pairs.files.map(len).sum())}

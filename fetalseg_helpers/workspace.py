@@ -173,7 +173,7 @@ def write_table(path, table):
 
 
 def write_png(path, image):
-    """Write an 8-bit grey image of shape (height, width) to `path`, whole or not at all."""
+    """Write an 8-bit image, grey or with OpenCV's order of colours, to `path`, whole or not at all."""
     _, buffer = cv2.imencode(".png", image)  # OpenCV cannot write to every Windows path, and gives no reason
     with written_whole(path) as temporary:
         temporary.write_bytes(buffer.tobytes())

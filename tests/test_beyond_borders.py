@@ -76,6 +76,7 @@ def test_distances_of_a_pixel_and_a_line_worked_by_hand():
     assert scores["hd95"] == pytest.approx(9.5)
     assert scores["assd"] == pytest.approx((0 + 55) / 12)
     assert scores["nsd"] == pytest.approx([2 / 12, 3 / 12, 1])
+    assert border_scores([[1, 0, 0, 0]], [[0, 0, 1, 1]], tolerance=2)["nsd"] == pytest.approx(2 / 3)
 
 
 def test_distances_of_two_squares_worked_by_hand():

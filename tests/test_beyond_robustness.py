@@ -17,7 +17,7 @@ from fetalseg_helpers.workspace import FetalsegError
 SEEN_BY_THE_PAGE = {"evaluation": evaluation, "pd": pd, "preprocessing": preprocessing, "robustness": robustness}
 robustness_table = defined(8, "robustness_table", **SEEN_BY_THE_PAGE)
 NAMES = list(robustness.CORRUPTIONS)
-CASES = [(name, strength) for name, (_, strengths, _) in robustness.CORRUPTIONS.items() for strength in strengths]
+CASES = [(name, strength) for name, (_, strengths) in robustness.CORRUPTIONS.items() for strength in strengths]
 ALMOST_NOTHING = {"gain": 0.01, "gamma": 1.0001, "speckle": 1e-4, "blur": 0.01, "shadow": 1e-4, "crop": 0.1}
 ALMOST_NOTHING |= {"resolution": 1.0}
 HEIGHT, WIDTH = 270, 400
@@ -46,7 +46,7 @@ def made_worse(name, image=IMAGE, mask=MASK, seed=0):
 
 def test_there_are_seven_ways_with_five_rising_strengths_each_and_a_unit():
     assert len(NAMES) == 7 == len(ALMOST_NOTHING)
-    for name, (unit, strengths, _) in robustness.CORRUPTIONS.items():
+    for name, (unit, strengths) in robustness.CORRUPTIONS.items():
         assert len(strengths) == 5 and list(strengths) == sorted(set(strengths)) and strengths[0] > 0 and unit, name
 
 

@@ -278,7 +278,7 @@ def test_nothing_is_tagged_taught_elsewhere():
 
 
 def test_notebook_3_counts_its_questions_in_words():
-    words = {23: "twenty-three"}
+    words = {24: "twenty-four"}
     assert f"You asked {words[len(verification.CHECKS)]} questions" in read(lesson(3)).cells[-1].source
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from shapes import encoded, noise
 
-from fetalseg_helpers import loading, preprocessing, verification
+from fetalseg_helpers import evaluation, loading, preprocessing, training, verification
 from fetalseg_helpers.beyond_dice import folders
 from fetalseg_helpers.running import report, stages
 from fetalseg_helpers.running.predictions import predict_folder
@@ -159,7 +159,7 @@ def test_a_line_among_filled_masks_is_an_error_and_a_filled_mask_among_lines_a_n
     assert checks(checked(tmp_path / "filled")[1]) == {"line_among_filled": {"f3"}}
     pairs, findings, measurements = checked(tmp_path / "lines")
     assert checks(findings) == {"filled_among_lines": {"l3"}}
-    assert "masks: 4 outlines, which are filled; 1 filled already" in report.lines(pairs, findings, measurements)
+    assert "masks: 4 outlines, to be filled; 1 filled already; 0 empty" in report.lines(pairs, findings, measurements)
 
 
 def test_images_given_as_masks_are_refused_with_a_question(tmp_path):
@@ -258,6 +258,33 @@ def test_a_layout_that_is_not_known_shows_names_and_those_that_are(tmp_path):
         FetalsegError, match=r"NAME_Annotation\.png .*images/NAME\.png and masks/NAME\.png: .*0_drawn\.png"
     ):
         loading.load_pairs(tmp_path)
+
+
+@pytest.fixture
+def some_empty(tmp_path):
+    for n in range(24):
+        pair(tmp_path / "data", str(n), n % 6 + 20 * n, mask=0 * disc() if n % 3 == 0 else disc(n % 6))
+    return tmp_path / "data"
+
+
+def test_empty_masks_are_used_as_negatives_where_that_is_asked(some_empty, tmp_path):
+    pairs = loading.load_pairs(some_empty)
+    findings, measurements = verification.verify_pairs(pairs, negatives=True)
+    assert checks(findings)["negative"] == {str(n) for n in range(0, 24, 3)} and len(measurements) == 16
+    told = list(report.lines(pairs, findings, measurements))
+    assert "48 files found: 24 pairs used" in told[0] and any("8 empty" in line for line in told)
+    run = tmp_path / "run"
+    usable = stages.ensure_verified(run, 32, 32, data=str(some_empty), negatives=True)
+    assert len(usable) == 24 and "24 pairs used" in report.of_run(run)
+    settings = training.Settings(epochs=1, base_channels=2, depth=2, batch_size=4)
+    training.train(training.Trainer(run, settings), report=str)
+    scores = evaluation.score_pairs(lambda image: np.zeros_like(image), usable)
+    assert (scores.dice[scores.truth_pixels == 0] == 1).all() and sum(scores.truth_pixels == 0) == 8
+    with pytest.raises(FetalsegError, match="made with negatives True, not False"):
+        stages.ensure_verified(run, 32, 32, data=str(some_empty), negatives=False)
+    loading.write_manifest(run, data=str(some_empty))  # as notebook 1 does: what was prepared belongs to it no more
+    with pytest.raises(FetalsegError, match="from another manifest"):
+        stages.ensure_prepared(run)
 
 
 def test_empty_masks_are_left_out_and_counted(tmp_path):
@@ -553,8 +580,8 @@ def test_predictions_beside_images_are_no_images(tmp_path):
     assert checks(checked(tmp_path)[1]) == {"set_aside": {"(prediction)"}}
     scores, problems = folders.score_folder(tmp_path, tmp_path)
     assert list(scores.dice) == [1] and list(problems.problem) == ["passed over"]
-    assert predict_folder(lambda image: np.uint8(image > 127), tmp_path, tmp_path)[0] == 1
-    assert predict_folder(lambda image: np.uint8(image > 127), tmp_path, tmp_path)[0] == 1
+    assert len(predict_folder(lambda image: np.uint8(image > 127), tmp_path, tmp_path)[0]) == 1
+    assert len(predict_folder(lambda image: np.uint8(image > 127), tmp_path, tmp_path)[0]) == 1
 
 
 # the law: files found = used + set aside with a reason
@@ -610,8 +637,8 @@ def obeys(root, files):
         used = len(kept)
     out = Path(root).with_name(Path(root).name + "-out")
     try:
-        written, problems, passed = predict_folder(lambda image: np.uint8(image > 127), Path(root), out)
-        assert written + len(problems) + sum(int(line.split()[0]) for line in passed) == len(files)
+        table, problems, passed = predict_folder(lambda image: np.uint8(image > 127), Path(root), out)
+        assert len(table) + len(problems) + sum(int(line.split()[0]) for line in passed) == len(files)
     except FetalsegError as error:
         assert any(part in str(error) for part in ("would both write", "holds no image"))
     try:

@@ -11,10 +11,8 @@ from fetalseg_helpers.workspace import cv2
 
 def mean_ellipse(masks):
     """The ellipse at the mean place, of mean axes and angle (179° and 1° give 0°), of masks (images, height, width)."""
-    found = [border_ellipse(np.asarray(mask)) for mask in masks]
-    x, y, first, second, angle = np.array([ellipse for ellipse in found if ellipse is not None]).T
-    long = np.maximum(first, second).mean()
-    short = np.minimum(first, second).mean()
+    x, y, first, second, angle = np.array([*filter(None, map(border_ellipse, np.asarray(masks)))]).T
+    short, long = np.sort([first, second], axis=0).mean(axis=1)
     angles = np.where(first >= second, angle, angle + 90)  # of the long axes, which have no head and no tail
     return Ellipse(x.mean(), y.mean(), long, short, circmean(angles, high=180))
 
@@ -22,8 +20,7 @@ def mean_ellipse(masks):
 def otsu(image):
     """The mask of the largest bright region after Otsu's threshold (1979), opened, closed and filled."""
     across = max(image.shape)
-    small = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across // 50 | 1, across // 50 | 1))
-    large = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across // 16 | 1, across // 16 | 1))
+    small, large = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across // part | 1,) * 2) for part in (50, 16))
     smooth = cv2.GaussianBlur(image, (0, 0), across / 200)
     _, mask = cv2.threshold(smooth, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, small)
@@ -33,8 +30,8 @@ def otsu(image):
 def make_baselines(masks, canvas):
     """Functions that make the mask of an image, uint8 (height, width) both, by name.
 
-    `masks`, an array of uint8 {0, 1} of shape (images, height, width), are those of the training images, on the canvas,
-    and `canvas` is a dictionary with its `width`, `height` and `fit`.
+    `masks`, uint8 {0, 1} of shape (images, height, width), are those of the training images on the `canvas`, a
+    dictionary with its `width`, `height` and `fit`.
     """
     ellipse = draw_ellipse(mean_ellipse(masks), canvas["width"], canvas["height"])
 

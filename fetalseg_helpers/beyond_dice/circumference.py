@@ -20,17 +20,16 @@ def head_circumference(mask):
     These masks hold the drawn line; the ellipse that was measured runs along its middle, so that the mask's border lies
     outside of it by half the line's width. An empty mask, and one to which no ellipse can be fitted, have 0.
     """
-    ellipse = border_ellipse(mask)
-    if ellipse is None:
+    if (ellipse := border_ellipse(mask)) is None:
         return 0.0
     return ellipse_perimeter(max(ellipse.a - LINE_HALF_WIDTH, 0.5), max(ellipse.b - LINE_HALF_WIDTH, 0.5))
 
 
 def read_pixel_sizes(path):
-    """The pixel size of each image and its circumference, both in mm: `pixel_mm, head_circumference_mm` by `image_id`.
+    """A table of `pixel_mm` and `head_circumference_mm` (nan where unknown), both in mm, by `image_id`.
 
     The CSV has the columns `image_id, pixel_mm[, head_circumference_mm]`, or those of HC18's own table. A FetalsegError
-    says if it is no such table, has a name twice, or a size that is not above 0.
+    says if it is no such table, has a name twice, or a size that is not between 0 and 100.
     """
     try:
         table = pd.read_csv(path, dtype={"image_id": str, "filename": str})
@@ -43,44 +42,34 @@ def read_pixel_sizes(path):
             raise FetalsegError(f"{path} has no column '{ours}' or '{theirs}': give names and pixel sizes in mm.")
     endings = "|".join(map(re.escape, loading.SUFFIXES))
     table["image_id"] = table.image_id.str.replace(rf"(?i)({endings})$", "", regex=True)
-    repeated = table.image_id[table.image_id.duplicated()]
-    if len(repeated):
+    if len(repeated := table.image_id[table.image_id.duplicated()]):
         raise FetalsegError(f"{path} has {repeated.iloc[0]} twice: keep one row.")
-    sizes = table.reindex(columns=loading.PIXEL_SIZE_COLUMNS).set_index("image_id")
+    sizes = table.set_index("image_id").reindex(columns=loading.PIXEL_SIZE_COLUMNS[1:])
     sizes = sizes.apply(pd.to_numeric, errors="coerce")
-    wrong = sizes.index[~sizes.pixel_mm.between(0, 100, inclusive="neither")]
-    if len(wrong):
+    if len(wrong := sizes.index[~sizes.pixel_mm.between(0, 100, inclusive="neither")]):
         raise FetalsegError(f"{path}: the pixel size of {wrong[0]} is no number between 0 and 100 mm.")
     return sizes
 
 
 def find_pixel_sizes(run_dir, given="auto"):
-    """A given table of pixel sizes; 'auto': the one that lies with the data of a run folder (`*pixel_size*.csv`).
-
-    A pandas.DataFrame of `pixel_mm` and `head_circumference_mm` (nan where unknown), both in mm, by `image_id`; empty
-    without a table.
-    """
+    """As `read_pixel_sizes`, of a given file or ('auto') of `*pixel_size*.csv` in a run's data; without one, empty."""
     if given != "auto":
         return read_pixel_sizes(project_root() / Path(given).expanduser())
     root = project_root() / read_json(run_folder(run_dir) / "data.json")["root"]
     found = sorted(root.glob("*pixel_size*.csv"))
-    if found:
-        return read_pixel_sizes(found[0])
-    return pd.DataFrame(columns=loading.PIXEL_SIZE_COLUMNS[1:], dtype=float)
+    return read_pixel_sizes(found[0]) if found else pd.DataFrame(columns=loading.PIXEL_SIZE_COLUMNS[1:], dtype=float)
 
 
 def agreement(measured, truth):
     """How far measurements are off, as HC18 reports it and as Bland and Altman (Lancet 1986;327:307-310) draw it.
 
-    `measured` and `truth` are sequences of float. Gives a dictionary: `adf` and `adf_sd`, mean and SD of the absolute
-    difference; `df` and `df_sd`, of the signed one, measured less truth; `low` and `high`, df ± 1.96 SD, between which
-    95 % of differences lie if they are normal.
+    Of two sequences of float: `adf` and `adf_sd`, mean and SD of the absolute difference; `df` and `df_sd`, those of
+    measured less truth; `low` and `high`, df ± 1.96 SD, between which 95 % of normal differences lie.
     """
     difference = np.asarray(measured, float) - np.asarray(truth, float)
-    size = np.abs(difference)
-    ddof = min(1, len(difference) - 1)  # the SD of a single difference is 0
-    adf, adf_sd = float(size.mean()), float(size.std(ddof=ddof))
-    df, df_sd = float(difference.mean()), float(difference.std(ddof=ddof))
+    both = np.array([np.abs(difference), difference])
+    adf, df = both.mean(axis=1).tolist()
+    adf_sd, df_sd = both.std(axis=1, ddof=min(1, len(difference) - 1)).tolist()  # of a single difference, 0
     limits = {"low": df - 1.96 * df_sd, "high": df + 1.96 * df_sd}
     return {"adf": adf, "adf_sd": adf_sd, "df": df, "df_sd": df_sd} | limits
 

@@ -1,8 +1,7 @@
 """Score a folder of predicted masks, whoever made them, against a folder of true ones.
 
 Folders are searched at any depth. A prediction has its image's name, or that and `_pred`, `_mask` or the like; true
-masks may be filled, or outlines as the data set has them. What is wrong is listed: missing, extra, twice, misshapen,
-unreadable, values other than 0 and 255, outline or passed over.
+masks may be filled, or outlines as the data set has them. What is wrong is listed, never dropped.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -28,42 +27,35 @@ def shown_as_named(path):
 
 
 def list_masks(folder):
-    """Mask files below a folder, rows of `loading.find_files`, by the name of their image; copies count once.
-
-    They are the outlines, or every file where there is none; with them come images that have no outline.
-    """
+    """Outlines below a folder, or all files where none is, by their image's name; and images without an outline."""
     files = loading.find_files(folder)
     files = files[~files.kind.isin(NO_MASKS)]
     outlines = files[files.kind == "outline"]
-    alone = files[(files.kind == "image") & ~files.stem.isin(outlines.stem)]
+    chosen = files if outlines.empty else outlines
     found = {}
-    for file in (files if outlines.empty else outlines).itertuples():
-        same = found.setdefault(file.stem, [])
+    for file in chosen.itertuples():
+        same = found.setdefault(file.stem, [])  # copies count once
         if not any(loading.fingerprint(file.path) == loading.fingerprint(other.path) for other in same):
             same.append(file)
-    return found, [] if outlines.empty else list(alone.itertuples())
+    return found, list(files[(files.kind == "image") & ~files.stem.isin(chosen.stem)].itertuples())
 
 
 def pair_up(predictions, masks):
-    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`.
-
-    Where all files of a name lie in folders of patients, each patient is matched alone.
-    """
+    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`."""
     truths, images = list_masks(masks)
     taken = {shown_as_named(file.path) for files in truths.values() for file in files}
     found, matched, problems = {}, [], []
     for file in loading.find_files(predictions).itertuples():
         if file.kind in NO_MASKS:
-            problems.append((file.stem, "passed over", shown_as_named(file.path), loading.ASIDE[file.kind]))
+            problems.append((file.stem, "passed over", file.path, loading.ASIDE[file.kind]))
         elif shown_as_named(file.path) not in taken:
             found.setdefault(file.stem, []).append(file)
-    for file in images:
-        if file.stem not in found:
-            problems.append((file.stem, "passed over", shown_as_named(file.path), "images without a mask"))
+    alone = [file for file in images if file.stem not in found]
+    problems += [(file.stem, "passed over", file.path, "images without a mask") for file in alone]
     for stem in sorted({*found, *truths}, key=lambda stem: (loading.natural_order(stem), stem)):
         both = found.get(stem, []), truths.get(stem, [])
         patients = {loading.patient(file.place) for files in both for file in files}
-        for patient in [""] if "" in patients else sorted(patients):
+        for patient in [""] if "" in patients else sorted(patients):  # where all are known, each is matched alone
             name = f"{patient}/{stem}" if patient else stem
             here = [[file for file in files if patient in file.place.split("/") or not patient] for files in both]
             match_name(name, *here, matched, problems)
@@ -75,46 +67,38 @@ def match_name(name, mine, theirs, matched, problems):
     named = [file for file in mine if file.kind != "image"]
     if named:  # then a file of the bare name is the image
         detail = "taken for the images themselves, since each has a prediction by another name"
-        passed = [file for file in mine if file not in named]
-        problems += [(name, "passed over", shown_as_named(file.path), detail) for file in passed]
-        mine = named
-    mine, theirs = [file.path for file in mine], [file.path for file in theirs]
+        problems += [(name, "passed over", file.path, detail) for file in mine if file.kind == "image"]
+    mine, theirs = ([file.path for file in files] for files in (named or mine, theirs))
     if len(mine) == len(theirs) == 1:
         matched.append((name, mine[0], theirs[0]))
     elif not mine:
-        problems.append((name, "missing", shown_as_named(theirs[0]), "has no prediction"))
+        problems.append((name, "missing", theirs[0], "has no prediction"))
     elif not theirs:
-        problems += [(name, "extra", shown_as_named(path), "has no mask to be scored against") for path in mine]
+        problems += [(name, "extra", path, "has no mask to be scored against") for path in mine]
     else:
-        first, *others = [shown_as_named(path) for paths in (mine, theirs) if len(paths) > 1 for path in paths]
-        problems.append((name, "twice", first, f"is there again: {', '.join(others)}"))
+        first, *others = [path for paths in (mine, theirs) if len(paths) > 1 for path in paths]
+        problems.append((name, "twice", first, f"is there again: {', '.join(map(shown_as_named, others))}"))
 
 
 def score_one(name, mine, theirs, scores, pixel_mm):
     """The scores of one prediction, {} where it has none; and problems as rows of `PROBLEM_COLUMNS`."""
     masks, problems = [], []
-    for path in (mine, theirs):
-        try:
+    try:
+        for path in (mine, theirs):
             mask, values = loading.read_mask(path)
-        except FetalsegError as error:
-            reason = str(error).removeprefix(shown(path)).strip(" .")
-            return {}, [(name, "unreadable", shown_as_named(path), reason)]
-        if values:
-            problems.append((name, "values", shown_as_named(path), f"has the values {values}"))
-        masks.append(mask)
-    prediction, truth = masks
-    file = shown_as_named(mine)
-    if prediction.shape != truth.shape:
-        sizes = [f"{width} × {height}" for height, width in (prediction.shape, truth.shape)]
-        return {}, [(name, "misshapen", file, f"is {sizes[0]} but the mask {sizes[1]}")]
-    if truth.any():
-        try:
-            truth = preprocessing.fill_pair(prediction, truth, theirs.name)
-        except FetalsegError as error:
-            return {}, [(name, "unreadable", shown_as_named(theirs), str(error).removeprefix(theirs.name).strip(" ."))]
-    prediction, truth = preprocessing.binarise(prediction), np.minimum(truth, 1)
+            if values:
+                problems.append((name, "values", path, f"has the values {values}"))
+            masks.append(mask)
+        prediction, truth = masks
+        if prediction.shape != truth.shape:
+            sizes = [f"{width} × {height}" for height, width in (prediction.shape, truth.shape)]
+            return {}, [(name, "misshapen", mine, f"is {sizes[0]} but the mask {sizes[1]}")]
+        truth = preprocessing.fill_pair(prediction, truth, shown(theirs))
+    except FetalsegError as error:
+        return {}, [(name, "unreadable", path, str(error).removeprefix(shown(path)).strip(" ."))]
+    prediction = preprocessing.binarise(prediction)
     if preprocessing.is_line(evaluation.cut(prediction, 1, "largest")):
-        problems.append((name, "outline", file, "looks like an outline, and was scored as it is: fill it"))
+        problems.append((name, "outline", mine, "looks like an outline, and was scored as it is: fill it"))
     row = {"image_id": name}
     for score in scores:
         row |= score(prediction, truth, pixel_mm.get(name, np.nan))
@@ -129,20 +113,20 @@ def score_folder(predictions, masks, sizes=None, tolerance=5.0):
     matched, problems = pair_up(Path(predictions), Path(masks))
     scores = every_score(tolerance)
     pixel_mm = {} if sizes is None else sizes.pixel_mm
-    rows = []
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:  # reading and distances run outside of Python's lock
-        for row, noticed in pool.map(lambda match: score_one(*match, scores, pixel_mm), matched):
-            if row:
-                rows.append(row)
-            problems += noticed
+        scored = list(pool.map(lambda match: score_one(*match, scores, pixel_mm), matched))
+    rows = [row for row, _ in scored if row]
+    problems += [problem for _, noticed in scored for problem in noticed]
     problems.sort(key=lambda problem: loading.natural_order(problem[0]))
+    problems = pd.DataFrame(problems, columns=PROBLEM_COLUMNS)
+    problems["file"] = problems.file.map(shown_as_named)
     if not rows:
-        _, _, file, detail = problems[0]
-        raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}: {file} {detail}.")
+        first = f"{problems.file[0]} {problems.detail[0]}"
+        raise FetalsegError(f"no prediction in {predictions} can be scored against {masks}: {first}.")
     table = pd.DataFrame(rows)
-    names = {row[0] for row in [*matched, *problems]}  # frames that are not scored tell who follows whom
+    names = {*problems.image_id, *(name for name, _, _ in matched)}  # frames not scored tell who follows whom
     table["examination"] = table.image_id.map(loading.find_examinations(sorted(names)))
-    return complete(table, sizes), pd.DataFrame(problems, columns=PROBLEM_COLUMNS)
+    return complete(table, sizes), problems
 
 
 def write_scores(out, scores, problems, tolerance):

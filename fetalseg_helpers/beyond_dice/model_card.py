@@ -14,18 +14,14 @@ from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, run_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 FORMS = {"dice": "{:.3f}", "hd95_px": "{:.0f}", "area_error_percent": "{:+.0f}"}  # of what is listed of them
-LICENCES = {
-    "kaggle": "Ultrasound Fetus Dataset, Anitha A., Mendeley Data 2024, doi 10.17632/yrzzw9m6kk, CC BY 4.0; "
-    "its malignant class is HC18's training set, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
-    "hc18": "HC18, van den Heuvel et al. 2018, Zenodo 1327317, CC BY 4.0.",
-}
+LICENCES = pd.read_csv(TEMPLATE.with_name("licences.csv"), index_col="data").licence.to_dict()
 
 
 def markdown_table(table):
     """A table as Markdown, its index as the first column."""
-    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1)]
-    rows += [[name, *values] for name, values in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    header = [table.index.name or "", *table.columns]
+    rows = [header, ["---"] * len(header), *table.itertuples(name=None)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def describe_data(asked, pairs):
@@ -39,10 +35,7 @@ def describe_data(asked, pairs):
 
 
 def write_model_card(run_dir):
-    """Write `model_card.md` into a run folder that has been evaluated; returns its path.
-
-    A FetalsegError says if the run has no scores yet, or those of another network than its checkpoint.
-    """
+    """Write `model_card.md` into a run folder whose scores are its checkpoint's (FetalsegError); returns its path."""
     folder = run_folder(run_dir)
     metrics, asked = read_json(folder / "metrics.json"), read_json(folder / "data.json")
     if "scores" not in metrics:
@@ -54,14 +47,10 @@ def write_model_card(run_dir):
     counts = pairs.groupby("split").agg(images=("image_id", "count"), examinations=("examination", "nunique"))
     test = pairs[pairs.split == "test"]
     seen = int(test.examination.isin(pairs.examination[pairs.split == "train"]).sum())
-    shared = "No test image shares an examination with a training image."
-    if seen:
-        images = f"{seen} of {len(test)} test images"
-        shared = f"**{images} share an examination with a training image: the scores are too good.**"
+    leak = f"{seen} of {len(test)} test images share an examination with a training image: the scores are too good."
     scores = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
-    parts = [markdown_table(summaries.summary_table(metrics))]
-    if sentence := circumference.describe_agreement(scores):
-        parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    sentence = circumference.describe_agreement(scores)
+    agreement = f"\n\n{sentence[0].upper()}{sentence[1:]}." if sentence else ""
     worst = scores.sort_values("dice").head(5).set_index("image_id")
     columns = {METRICS[name].label: worst[name].map(form.format) for name, form in FORMS.items() if name in worst}
     masks = TEMPLATE.with_name("masks_phantom.md" if asked["data"] == "phantom" else "masks_real.md")
@@ -72,11 +61,11 @@ def write_model_card(run_dir):
         fitted={"scale": "scaled", "pad": "padded or cropped"}[state["canvas"]["fit"]],
         masks=masks.read_text(encoding="utf-8").strip(),
         data=describe_data(asked, pairs),
-        shared=shared,
+        shared=f"**{leak}**" if seen else "No test image shares an examination with a training image.",
         counts=markdown_table(counts.loc[list(loading.SPLITS)]),
         every_setting=", ".join(f"{name} {value}" for name, value in state["settings"].items()),
         flip=", averaged over the image and its mirror" if metrics["parameters"].get("flip") else "",
-        scores="\n\n".join(parts),
+        scores=markdown_table(summaries.summary_table(metrics)) + agreement,
         below=int((scores.dice < 0.9).sum()),
         failures=markdown_table(pd.DataFrame(columns)),
         versions=f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "

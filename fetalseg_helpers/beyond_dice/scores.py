@@ -2,14 +2,11 @@
 
 Masks are arrays of bool or {0, 1}, shape (height, width); `pixel_mm` is the size of a pixel in mm, nan where unknown.
 Two empty masks agree in everything. Where one is empty, overlap is 0, distances are the frame's diagonal, and what
-should not be there is 100 % too large.
-
-A mask's border are those of its pixels that have a neighbour (left, right, above, below) outside of it, or lie at the
-frame's edge. Distances run from the centre of each pixel of one border to the nearest of the other; both ways count.
-These are the definitions of MONAI's metrics.
+should not be there is 100 % too large. As in MONAI's metrics, a mask's border are those of its pixels that have a
+neighbour (left, right, above, below) outside of it, or lie at the frame's edge; distances run both ways, from the
+centre of each border pixel to the nearest.
 """
 
-from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +20,9 @@ from fetalseg_helpers.workspace import FetalsegError
 
 TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
 LARGEST_DISAGREEMENT = 0.03  # of published circumferences with the masks' own; HC18's is 0.001 at the median
-Metric = namedtuple("Metric", "label best")  # how a score is called, with its unit, and which value of it is the best
+# Of each score: `label`, how it is called, with its unit, and `best`, which value of it is the best
 TABLE = pd.read_csv(Path(__file__).with_name("metrics.csv"), index_col="score")
-METRICS = {score: Metric(*row) for score, *row in TABLE.itertuples()}
+METRICS = dict(zip(TABLE.index, TABLE.itertuples(index=False), strict=True))
 
 
 def precision_recall(prediction, truth, pixel_mm=np.nan):
@@ -60,13 +57,9 @@ def border_distances(prediction, truth):
 def border_scores(prediction, truth, pixel_mm=np.nan, tolerance=5.0):
     """Distances between the borders of two masks, summed up in a dictionary.
 
-    It has `nsd` (the share of both borders that lies within the tolerance of the other, 0 to 1; Nikolov et al. 2018),
-    `hd95_px` (the 95th percentile of the distances, of the two directions the larger; Huttenlocher et al. 1993) and
-    `assd_px` (their mean over both); the same in mm where the size of a pixel is known. `tolerance`, in px, is how far
-    off a border may be and still count as right.
-
-    >>> border_scores([[1, 0, 0, 0]], [[0, 0, 1, 1]], tolerance=2)["nsd"]
-    0.6666666666666666
+    It has `nsd` (the share of both borders that lies within the `tolerance`, in px, of the other, 0 to 1; Nikolov et
+    al. 2018), `hd95_px` (the 95th percentile of the distances, of the two directions the larger; Huttenlocher et al.
+    1993) and `assd_px` (their mean over both); the same in mm where the size of a pixel is known.
     """
     hd95 = assd = distance_of_empty(prediction, truth)
     distances = np.array([np.inf if assd else 0.0])  # no tolerance is as wide as from a border to none
@@ -131,11 +124,9 @@ def every_score(tolerance=5.0):
 def complete(table, sizes=None):
     """A table of scores, its columns in the order of `METRICS`, with the circumference in mm where it can be had.
 
-    `table` is a pandas.DataFrame as `evaluation.score_pairs` gives it with `every_score`, or with some of them and
-    others. `sizes`, another, are pixel sizes as `circumference.find_pixel_sizes` gives them. Unless empty, they add
-    `circumference_error_mm`, `pixel_mm`, `circumference_mm` and `truth_circumference_mm`, the published one or, where
-    none is, that of the true mask; nan for an image that is not among them. A FetalsegError says if what is published
-    does not belong to the masks.
+    `table` is as `evaluation.score_pairs` gives it, `sizes` as `circumference.find_pixel_sizes`. Unless empty, they add
+    `circumference_error_mm`, `pixel_mm`, `circumference_mm` and `truth_circumference_mm`, the published one or that of
+    the true mask; nan for an image not among them. A FetalsegError says if what is published is not of these.
     """
     if sizes is not None and not sizes.empty and "circumference_px" in table:
         pixel_mm = table.image_id.map(sizes.pixel_mm)
@@ -143,10 +134,8 @@ def complete(table, sizes=None):
         own = table.truth_circumference_px * pixel_mm
         apart = (own / published - 1).abs()[own > 0].median()  # an empty mask has no circumference to compare
         if apart > LARGEST_DISAGREEMENT:
-            differ = f"differ from those of the masks by {apart:.0%} at the median"
-            raise FetalsegError(
-                f"the circumferences in the table of pixel sizes {differ}: is it the table of these images?"
-            )
+            differ = f"differ from those of the masks by {apart:.0%} at the median: is it the table of these images"
+            raise FetalsegError(f"the circumferences in the table of pixel sizes {differ}?")
         table = table.assign(pixel_mm=pixel_mm, circumference_mm=table.circumference_px * pixel_mm)
         table["truth_circumference_mm"] = published.fillna(own)
         table["circumference_error_mm"] = table.circumference_mm - table.truth_circumference_mm

@@ -11,10 +11,9 @@ from fetalseg_helpers.workspace import FetalsegError
 def summarise(scores, draws=2000, seed=0):
     """What a table of scores says in a few numbers, a dictionary.
 
-    Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and which image is the
-    worst; how many images and examinations; in how many a mask was empty; Dice and IoU of all pixels pooled, in which
-    large heads weigh more; and under `scores`, for each score of `METRICS` in the table: `mean`, `sd`, `median`,
-    `worst`, what 95 % of the images are at least as good as (`percentile_5`; of errors, which are better the smaller,
+    Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and whose it is; how
+    many images, examinations and empty masks; Dice and IoU of all pixels pooled, in which large heads weigh more; and
+    under `scores`, for each of `METRICS` in the table: `mean`, `sd`, `median`, `worst`, `percentile_5` (of errors,
     `percentile_95` of their size), `interval_95` of the mean, and the number of `images` that have it.
     """
     table = {}
@@ -24,15 +23,12 @@ def summarise(scores, draws=2000, seed=0):
         known = scores.dropna(subset=name)
         values = known[name]
         numbers = {"mean": values.mean(), "sd": values.std(ddof=min(1, len(values) - 1)), "median": values.median()}
-        if metric.best:
-            numbers["percentile_5"] = values.quantile(0.05)
-        else:
-            numbers["percentile_95"] = values.abs().quantile(0.95)
+        beyond = "percentile_5" if metric.best else "percentile_95"
+        numbers[beyond] = values.quantile(0.05) if metric.best else values.abs().quantile(0.95)
         numbers["worst"] = values[(values - metric.best).abs().idxmax()]
         table[name] = {key: round(float(value), 4) for key, value in numbers.items()}
         interval = evaluation.bootstrap_interval(values, known.examination, draws, seed)
-        table[name]["interval_95"] = [round(end, 4) for end in interval]
-        table[name]["images"] = len(known)
+        table[name] |= {"interval_95": [round(end, 4) for end in interval], "images": len(known)}
     pixels = scores.truth_pixels + scores.predicted_pixels
     total, both = float(pixels.sum()), float((scores.dice * pixels / 2).sum())
     means = {}
@@ -72,10 +68,9 @@ def summary_table(summary):
 def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=2000, seed=0):
     """Compare two tables of scores image by image: the differences scatter far less than the scores.
 
-    `first` and `second` are pandas.DataFrames as `evaluation.score_pairs` gives them, and `metrics` names the scores. A
-    FetalsegError says if they are not of the same images, each once. Gives a pandas.DataFrame with a row per score: the
-    mean of both, their `difference` (second - first), its 95 % interval from a bootstrap over examinations (`low`,
-    `high`), and for how many images the second is better or worse.
+    `first` and `second` are as `evaluation.score_pairs` gives them; a FetalsegError says if they are not of the same
+    images, each once. Gives a row for each of the `metrics`: both means, their `difference` (second - first), its 95 %
+    interval (`low`, `high`) from a bootstrap over examinations, for how many images the second is better or worse.
     """
     differing = sorted(set(first.image_id) ^ set(second.image_id), key=loading.natural_order)
     if differing or not (first.image_id.is_unique and second.image_id.is_unique):
@@ -85,12 +80,10 @@ def compare(first, second, metrics=("dice", "iou", "hd95_px", "assd_px"), draws=
     rows = []
     for name in metrics:
         known = both.dropna(subset=[name, f"{name}_second"])  # in mm, an image may lack a pixel size
-        one, other = known[name], known[f"{name}_second"]
-        low, high = np.nan, np.nan
-        if len(known):
-            low, high = evaluation.bootstrap_interval(other - one, known.examination, draws, seed)
-        gain = (one - METRICS[name].best).abs() - (other - METRICS[name].best).abs()
-        means = one.mean(), other.mean(), (other - one).mean()
-        rows.append((*means, low, high, (gain > 0).sum(), (gain < 0).sum(), len(known)))
+        one, two = known[name], known[f"{name}_second"]
+        ends = evaluation.bootstrap_interval(two - one, known.examination, draws, seed) if len(known) else [np.nan] * 2
+        gain = (one - METRICS[name].best).abs() - (two - METRICS[name].best).abs()
+        means = one.mean(), two.mean(), (two - one).mean()
+        rows.append((*means, *ends, (gain > 0).sum(), (gain < 0).sum(), len(known)))
     columns = ["first", "second", "difference", "low", "high", "better", "worse", "images"]
     return pd.DataFrame(rows, index=list(metrics), columns=columns)

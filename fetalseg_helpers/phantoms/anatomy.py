@@ -59,8 +59,11 @@ class Scene:
             self.attenuation = np.where(region, np.float32(attenuation), self.attenuation)
 
 
-def build_scene(examination, ellipse):
-    """Lay everything on the polar grid of an examination, from the mother's skin to the fetal brain; a `Scene`."""
+def build_scene(examination, ellipse, head=True):
+    """Lay everything on the polar grid of an examination, from the mother's skin to the fetal brain; a `Scene`.
+
+    Without the `head`, the rest stays where it would be around the `ellipse`.
+    """
     scene = Scene(examination, ellipse)
     values, rng = scene.values, scene.rng
     wall = values["layers"] * examination.sector.depth  # px, thickness of the abdominal wall
@@ -71,7 +74,8 @@ def build_scene(examination, ellipse):
         _limb(scene, values, rng)
     if values["trunk"]:
         _trunk(scene, values, rng)
-    _head(scene, values, rng)
+    if head:
+        _head(scene, values, rng)
     return scene
 
 

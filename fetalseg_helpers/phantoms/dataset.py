@@ -27,10 +27,8 @@ EXAMINATION_SHARES = (0.70, 0.20, 0.06, 0.04)  # of examinations with one, two, 
 RARE_DEFECTS = ("missing_mask", "orphan_mask", "empty_mask", "size_mismatch", "unreadable_image", "near_border")
 DEFECTS = {"split_folders_differ": 4, "open_outline": 2} | dict.fromkeys(RARE_DEFECTS, 1)  # how many a full set has
 CUT_HEADS = ("open_outline", "near_border")  # the frame's lower edge cuts through the head
-
-
-class Entry(namedtuple("Entry", ["stem", "examination", "index", "split", "defect"], defaults=[None])):
-    """One malignant frame: stem (`12_2HC`), examination, place there, split of its image, planted defect if any."""
+# A malignant frame: stem (`12_2HC`), examination, place there, split of its image, planted defect if any
+Entry = namedtuple("Entry", "stem examination index split defect", defaults=[None])
 
 
 def set_entries(count, seed):
@@ -55,11 +53,10 @@ def set_entries(count, seed):
 
 
 def planted_defects(count, seed):
-    """Which defects `write_phantoms` plants, from its arguments alone: every kind of `DEFECTS` to a list of stems.
+    """Which defects `write_phantoms` plants: every kind of `DEFECTS` to a list of stems.
 
     A full list from 40 frames (split folders differ: one pair in 40, at most four), three defects from 12, none below.
-    No stem comes twice, and none is the last of several frames of an examination: without that one, the rule of rising
-    suffixes would merge it with the next.
+    No stem comes twice, and none is the last of several in an examination: its loss would merge that with the next.
     """
     numbers = dict.fromkeys(DEFECTS, 0)
     if count >= 40:
@@ -74,16 +71,13 @@ def planted_defects(count, seed):
 def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, changes=None):
     """Write a set of phantoms in the data set's tree and return its folder; equal arguments give equal bytes.
 
-    Beside the tree lies `pixel_sizes.csv`, with each frame's pixel size and the circumference of its head. The number
-    of cores does not matter; another kind of processor may round a rare pixel to the next grey level.
-
-    `folder`, new or empty, appears under its name only when everything is in it. `count` is the number of malignant
-    frames; `max(1, count // 40)` benign and as many normal frames, without outlines, come on top. `seed` is 0 or more.
-    `defects` says whether to plant those of `planted_defects(count, seed)`. `progress` is called with the number of
-    malignant frames done so far. `changes`, a dict of str to Draw, are distributions other than `frames.DISTRIBUTIONS`,
-    as for `frames.draw_examination`. A FetalsegError says if `count` or `seed` is out of range, `folder` holds
-    something or is being written by another process, the disk refuses the files, or memory is short. Nothing is left
-    then.
+    Beside the tree lies `pixel_sizes.csv`, with each frame's pixel size and the circumference of its head. Another kind
+    of processor may round a rare pixel to the next grey level. `folder`, new or empty, appears under its name only when
+    everything is in it. `count` is the number of malignant frames; `max(1, count // 40)` benign and as many normal
+    ones, without outlines, come on top. `defects` says whether to plant `planted_defects`; `progress` is called with
+    the number of malignant frames done; `changes` are as for `frames.draw_examination`. A FetalsegError says if `count`
+    (1 or more) or `seed` (0 or more) is out of range, `folder` holds something or is being written by another process,
+    the disk refuses the files, or memory is short; nothing is left then.
     """
     entries = set_entries(count, seed)
     for kind, stems in planted_defects(count, seed).items() if defects else ():
@@ -98,8 +92,7 @@ def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, chang
         for number, name in product(range(1, max(1, count // 40) + 1), CLASSES[1:]):
             tasks.append(partial(_write_other, data, seed, changes, name, number))
         pool = ThreadPoolExecutor(min(joblib.cpu_count(), 8))  # a disk takes no more frames at once
-        # The results, when they are closed, call off what has not begun, and the pool waits for the rest.
-        with pool, closing(pool.map(lambda task: task(), tasks)) as results:
+        with pool, closing(pool.map(lambda task: task(), tasks)) as results:  # closed, it calls off what has not begun
             for rows in results:
                 sizes += rows
                 if rows and progress:

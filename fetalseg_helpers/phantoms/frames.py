@@ -136,16 +136,16 @@ def truth(ellipse):
     return np.uint8(distance <= LINE_HALF_WIDTH), np.uint8(np.abs(distance) <= LINE_HALF_WIDTH) * np.uint8(255)
 
 
-def draw_frame(rng, examination=None, ellipse=None):
+def draw_frame(rng, examination=None, ellipse=None, head=True):
     """Draw one `Phantom`, by default of a new examination, its head (`ellipse`) in a pose near the examination's own.
 
-    `rng`, a numpy Generator, gives the speckle and whatever is not given.
+    `rng`, a numpy Generator, gives the speckle and whatever is not given. Without a `head`, mask and outline are empty.
     """
     examination = examination or draw_examination(rng)
     ellipse = ellipse or draw_pose(rng, examination)
-    grey = 255 * echoes(rng, examination, build_scene(examination, ellipse))
+    grey = 255 * echoes(rng, examination, build_scene(examination, ellipse, head))
     image = _screen(np.uint8(ultrasound.scan_convert(grey, examination.sector) + 0.5), examination.values)
-    return Phantom(image, *truth(ellipse), ellipse)
+    return Phantom(image, *(np.uint8(head) * array for array in truth(ellipse)), ellipse)
 
 
 def echoes(rng, examination, scene):

@@ -38,10 +38,7 @@ def rule_of(name):
 
 
 def check_parameters(**values):
-    """Make sure that a notebook's parameters have the type and the range that they need.
-
-    A FetalsegError names the first parameter that is wrong, its value, and what it may be.
-    """
+    """Refuse parameters of a wrong type or range: a FetalsegError names the first, its value, and what it may be."""
     for name, value in values.items():
         kind, low, high, choices = PARAMETERS[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
@@ -66,16 +63,13 @@ PAGE = {}  # the `globals()` of this kernel's notebook, and its parameters as `b
 def begin(names):
     """Check the parameters of a notebook, which are among its `globals()`, and watch over its cells from here on.
 
-    A class may set the environment variables FETALSEG_RUN_DIR and FETALSEG_SEED: they take the place of a run_dir or a
-    seed that is still the stored one. A FetalsegError names a parameter that is wrong, that no notebook knows, or that
-    papermill could not hand over. Afterwards a line above the output of any cell says that a parameter has been changed
-    without running this cell again; figures have two pixels for each of the screen, and a text that describes them.
+    A class may set FETALSEG_RUN_DIR and FETALSEG_SEED in place of a run_dir and seed that are still the stored ones. A
+    FetalsegError names a parameter that is wrong, that no notebook knows, or that papermill could not hand over. Later
+    a line above a cell's output says that one was changed without running this cell again, and figures are `sharp`.
     """
-    given = {}
-    for source in names.get("In", []):
-        if source.startswith("# Parameters\n"):  # the cell that papermill has put into the notebook
-            for node in ast.parse(source).body:
-                given[node.targets[0].id] = ast.literal_eval(node.value)
+    cells = [source for source in names.get("In", []) if source.startswith("# Parameters\n")]  # put in by papermill
+    nodes = ast.parse("\n".join(cells)).body
+    given = {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
     for name, value in given.items():
         rule_of(name)
         if names.get(name, value) != value:
@@ -88,8 +82,7 @@ def begin(names):
     own = PAGE["values"] if PAGE.get("names") is names else PARAMETERS  # later, other names may be such as well
     values = {name: names[name] for name in own if name in names}
     check_parameters(**values)
-    shell = get_ipython()
-    if shell and not PAGE:
+    if (shell := get_ipython()) and not PAGE:
         if hasattr(shell, "kernel"):
             shell.run_line_magic("matplotlib", "inline")  # now, so that nothing takes the formatter's place later
         shell.display_formatter.formatters["image/png"].for_type(Figure, sharp)
@@ -119,8 +112,7 @@ def sharp(figure):
     """A figure as PNG with two pixels for each of the screen, its size there, and its titles as alternative text."""
     drawn, stored = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=200, bbox_inches="tight", pil_kwargs={"compress_level": 1})
-    with Image.open(drawn) as image:
-        picture = image.convert("RGB")
+    picture = Image.open(drawn).convert("RGB")
     size = {"width": picture.width // 2, "height": picture.height // 2}
     maps = {image.get_cmap().name for axis in figure.axes for image in axis.images}
     if maps <= {"gray"}:  # then few colours look the same, and take half the space
@@ -147,8 +139,7 @@ def with_few_colours(picture):
 
 def say_changes(definitions, module, consequence):
     """Say which definitions of a page differ from those of the same names in a module, and what follows from that."""
-    changed = [one.__name__ for one in definitions if code_of(one) != code_of(getattr(module, one.__name__))]
-    if changed:
+    if changed := [one.__name__ for one in definitions if code_of(one) != code_of(getattr(module, one.__name__))]:
         print(f"changed on this page: {', '.join(changed)}. {consequence}")
 
 
@@ -163,10 +154,7 @@ def code_of(definition):
 
 
 def versions():
-    """One line with the course's version and folder, and the versions that a result depends on.
-
-    A FetalsegError refuses a notebook that lies in another copy of the course than the package that it has imported.
-    """
+    """One line: course, folder, versions that a result depends on. A FetalsegError refuses another copy's notebook."""
     root, here, home = project_root(), Path.cwd(), Path.home()
     for folder in (here, *here.parents):
         if (folder / "fetalseg_helpers" / "__init__.py").is_file() and folder.resolve() != root:
@@ -179,12 +167,8 @@ def versions():
 
 
 def self_check(promises, hopes=()):
-    """Print each promise of a notebook with yes or NO; `promises` says of plain sentences whether they hold (a bool).
-
-    An AssertionError names the first that is broken and not among the `hopes`: the sentences that other parameters may
-    break rightly, such as a Dice after a single epoch.
-    """
+    """Print promises (sentence: bool) with yes or NO; an AssertionError names the first broken one, but for `hopes`."""
     for promise, kept in promises.items():
         print("yes" if kept else "NO ", promise)
-    for promise, kept in promises.items():
+    for promise, kept in promises.items():  # other parameters may rightly break what is a hope
         assert kept or promise in hopes, f"self-check failed: {promise}"

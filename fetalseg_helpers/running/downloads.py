@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import pandas as pd
 import pooch
 from filelock import FileLock, Timeout
 from requests.exceptions import RequestException
@@ -18,19 +19,15 @@ LARGEST = 20e9  # bytes that an archive may unpack to
 SET = "orvile/ultrasound-fetus-dataset"
 MOUNTS = [Path("/kaggle/input/ultrasound-fetus-dataset"), Path("/kaggle/input/datasets", SET)]  # on Kaggle: old, new
 PAGES = {"kaggle": f"https://www.kaggle.com/datasets/{SET}", "hc18": "https://zenodo.org/records/1327317"}
-HC18 = {"training_set.zip": "00eb8198b9a505b2b3a6dfc740382497"}  # md5 of each file
-HC18 |= {"training_set_pixel_size_and_HC.csv": "c0761518fece2bd2d2ad4218f2cd9777"}
-DOWNLOADS = {  # name: (file, address, md5 where it is known) of each download
-    "kaggle": [("ultrasound-fetus-dataset.zip", f"https://www.kaggle.com/api/v1/datasets/download/{SET}", None)],
-    "hc18": [(name, f"{PAGES['hc18']}/files/{name}?download=1", md5) for name, md5 in HC18.items()],
-}
+TABLE = pd.read_csv(Path(__file__).with_name("downloads.csv"), keep_default_na=False)  # md5 where it is known
+DOWNLOADS = {name: rows[["file", "address", "md5"]].to_numpy().tolist() for name, rows in TABLE.groupby("data")}
 
 
 def fetch(name, folder=None, downloads=None):
     """Download and unpack a data set into `folder`, which appears only when all of it is there; returns it.
 
-    By default it is `data/<name>`, from `DOWNLOADS`. A file that lies beside it is taken in place of a download of that
-    name; on Kaggle, it becomes a link to the mounted data set. Where that fails, a FetalsegError says what to do.
+    By default it is `data/<name>`, from `DOWNLOADS`. A file beside it goes before a download of that name; on Kaggle it
+    becomes a link to the mounted data set. Where that fails, a FetalsegError says what to do.
     """
     folder = Path(folder or project_root() / "data" / name).expanduser().absolute()
     scratch = folder.with_name(f"{UNFINISHED}{folder.name}")
@@ -56,7 +53,7 @@ def fetch(name, folder=None, downloads=None):
             http = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
             get = (lambda path, target, _: shutil.copyfile(path, target)) if here else http
             try:
-                pooch.retrieve(source, md5 and f"md5:{md5}", file, content.parent, unpack, get)
+                pooch.retrieve(source, f"md5:{md5}" if md5 else None, file, content.parent, unpack, get)
             except (RequestException, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 reason = error
                 while reason.__context__ is not None:  # what happened at the bottom says more than what was made of it

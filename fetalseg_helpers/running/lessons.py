@@ -4,9 +4,10 @@ import ast
 import io
 import logging
 import os
+import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from fetalseg_helpers.running.checks import check_parameters, rule_of
 from fetalseg_helpers.workspace import FetalsegError, locked, project_root, read_json, run_folder, shown, written_whole
 
 CORE = 6  # notebooks of the course, 01 to 06; the primer and those that go deeper are run one by one
-QUIET_KERNEL = [  # nothing of its own on stderr: neither hints, nor what asyncio says of a task cut off at the end
+KERNEL = {"kernel_name": "python3", "start_timeout": 120, "progress_bar": False}  # how papermill starts it
+KERNEL["extra_arguments"] = [  # nothing of its own on stderr: neither hints, nor of tasks cut off at the end
     "--IPKernelApp.log_level=CRITICAL",
     '--IPKernelApp.logging_config={"loggers": {"asyncio": {"level": "CRITICAL"}}}',
 ]
@@ -24,8 +26,7 @@ QUIET_KERNEL = [  # nothing of its own on stderr: neither hints, nor what asynci
 
 def lessons():
     """Paths of the numbered notebooks, in order."""
-    found = sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not found:
+    if not (found := sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))):
         raise FetalsegError(f"{project_root() / 'notebooks'} holds no notebook: run this from a clone of the course.")
     return found
 
@@ -47,20 +48,15 @@ def read_preset(name):
 
 
 def parse_parameters(pairs, **options):
-    """Turn (name, text) pairs of a command line into values of the right type; `options` go before them, but for None.
-
-    The folder of the data and a CSV of examinations become absolute paths, so that every notebook finds them. A name
-    that no notebook knows raises a FetalsegError with the nearest one; so does a value that does not fit.
-    """
+    """Values of a command line's (name, text) pairs; `options` win, but for None. A FetalsegError names a bad one."""
     values = {}
     for name, text in [*pairs, *((name, text) for name, text in options.items() if text is not None)]:
         kind = rule_of(name).kind
-        try:
+        values[name] = text  # where it is no value of the right type
+        with suppress(ValueError, KeyError):
             values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            values[name] = text
         check_parameters(**{name: values[name]})
-    if values.get("data", "phantom") not in ("phantom", "kaggle", "hc18"):
+    if values.get("data", "phantom") not in ("phantom", "kaggle", "hc18"):  # absolute, for every notebook to find it
         values["data"] = str(Path(values["data"]).expanduser().resolve())
     if values.get("examinations", "").lower().endswith(".csv"):
         values["examinations"] = str(Path(values["examinations"]).expanduser().resolve())
@@ -90,17 +86,14 @@ class News(io.TextIOBase):
 
     def write(self, text):
         """Take what was printed, a line or more."""
-        epochs = [line for line in text.splitlines() if line.startswith("epoch ")]
+        epochs = [line for line in text.splitlines() if re.match(r"epoch +\d", line)]
         if epochs and time.monotonic() - self.spoke >= 15:
             self.report(f"  {epochs[-1]}")
             self.spoke = time.monotonic()
 
 
 def run_lesson(path, run_dir, values, news=None):
-    """Execute one notebook into `<run_dir>/notebooks/`; only a finished one gets its final name.
-
-    An error becomes a FetalsegError that names notebook and cell; what was executed stays as `*_failed.ipynb`.
-    """
+    """Execute a notebook into `<run_dir>/notebooks/`; a FetalsegError names a cell that fails (in `*_failed.ipynb`)."""
     import papermill
 
     known = read_parameters(path)
@@ -115,17 +108,8 @@ def run_lesson(path, run_dir, values, news=None):
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said below
     with written_whole(final) as unfinished:
         try:
-            papermill.execute_notebook(
-                as_it_is(path),
-                as_it_is(unfinished),
-                parameters=given,
-                progress_bar=False,
-                stdout_file=news,
-                cwd=path.parent,
-                kernel_name="python3",
-                start_timeout=120,
-                extra_arguments=QUIET_KERNEL,
-            )
+            options = KERNEL | {"stdout_file": news, "cwd": path.parent}
+            papermill.execute_notebook(as_it_is(path), as_it_is(unfinished), given, **options)
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(unfinished, failed)
             what = f"{path.name}, cell {error.exec_count}: {error.evalue or error.ename}"

@@ -1,33 +1,65 @@
-"""Masks for a folder of images."""
+"""Masks for a folder of images, the head's ellipse in each, and how far the network doubts it."""
 
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from fetalseg_helpers import loading
-from fetalseg_helpers.workspace import FetalsegError, read_json, write_png
+from fetalseg_helpers import evaluation, loading
+from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, border_ellipse, ellipse_perimeter
+from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, write_png
+
+ELLIPSE = ("x_px", "y_px", "a_px", "b_px", "angle", "circumference_px")
+DOUBTFUL = 0.1  # more doubt than this is told
+ORANGE = (26, 140, 255)  # blue, green, red: that of predictions in every figure
 
 
 def frozen_cut(checkpoint, state):
     """Threshold, region and flip of a run's evaluation, as keywords for `make_predictor`; the usual ones without it.
 
     The evaluation is the `metrics.json` beside the file `checkpoint`; it counts if it is of the very weights in
-    `state`, which was loaded from there.
+    `state`, which was loaded from there. The network that ships has its own.
     """
+    if checkpoint == "pretrained":
+        return {"threshold": 0.5, "region": "ellipse", "flip": True}
     metrics = read_json(Path(checkpoint).parent / "metrics.json")
     if metrics.get("checkpoint_sha256") != state["sha256"]:
         return {"threshold": 0.5, "region": "largest", "flip": False}
     return {"threshold": metrics["threshold"], "region": metrics["region"], "flip": metrics["parameters"]["flip"]}
 
 
-def predict_folder(predict, images, out):
+def doubt(probability, mask):
+    """How far a network doubts its own mask, 0 to 1: 1 minus the Dice that its probability map expects of it.
+
+    Of the pixels inside, that of each is right with its probability; 1 where nothing is found, and nothing was likely.
+    """
+    return 1 - 2 * float(probability[mask > 0].sum()) / max(float(probability.sum() + mask.sum()), 1e-6)
+
+
+def measure_head(mask):
+    """The ellipse along the middle of the line around a 0/1 mask, in px and degrees; nan where there is none."""
+    ellipse = border_ellipse(mask)
+    if ellipse is None:
+        return dict.fromkeys(ELLIPSE, np.nan)
+    a, b = (max(half - LINE_HALF_WIDTH, 0.5) for half in ellipse[2:4])
+    return dict(zip(ELLIPSE, (ellipse.x, ellipse.y, a, b, ellipse.angle, ellipse_perimeter(a, b)), strict=True))
+
+
+def draw_overlay(image, mask):
+    """A grey image with the border of a mask in orange: uint8 of shape (height, width, 3), as OpenCV orders colours."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), contours, -1, ORANGE, 2)
+
+
+def predict_folder(predict, images, out, cut=evaluation.cut, overlay=False):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
-    `predict` is as `make_predictor` gives it. Outlines, predictions of before and files of other formats are passed
-    over. Returns the number of predictions written, a sentence for each file that could not be read, and one for each
-    kind of files that was passed over. A FetalsegError says that there is nothing to predict, or that two images would
-    write the same file.
+    `predict` makes the probability map of an image, `cut` its mask; `overlay` adds `<stem>_overlay.png`. Outlines,
+    predictions of before and files of other formats are passed over. Returns a table with a row for each prediction
+    (`image_id`, what `measure_head` and `doubt` give), a sentence for each file that could not be read, and one for
+    each kind of files that was passed over. A FetalsegError says that there is nothing to predict, or that two images
+    would write the same file.
     """
     paths, passed = [images], []
     if not images.is_file():
@@ -43,12 +75,26 @@ def predict_folder(predict, images, out):
         one = seen.setdefault(path.stem, path)
         if one is not path:
             raise FetalsegError(f"{path} and {one} would both write {path.stem}_pred.png: predict their folders apart.")
-    problems = []
+    rows, problems = [], []
     for path in tqdm(paths, desc="predict", disable=None):  # a bar on a terminal only
         try:
             image = loading.read_grey(path)
         except FetalsegError as error:
             problems.append(str(error))
-        else:
-            write_png(out / f"{path.stem}_pred.png", predict(image) * np.uint8(255))
-    return len(paths) - len(problems), problems, passed
+            continue
+        probability = predict(image)
+        mask = cut(probability)
+        write_png(out / f"{path.stem}_pred.png", mask * np.uint8(255))
+        if overlay:
+            write_png(out / f"{path.stem}_overlay.png", draw_overlay(image, mask))
+        rows.append({"image_id": path.stem} | measure_head(mask) | {"doubt": doubt(probability, mask)})
+    return pd.DataFrame(rows, columns=["image_id", *ELLIPSE, "doubt"]), problems, passed
+
+
+def describe(table):
+    """Lines about what `predict_folder` found: images without a head, and those whose head is in doubt."""
+    empty = table.x_px.isna()
+    for some, said in ((empty, "without a head"), (~empty & (table.doubt > DOUBTFUL), "in doubt, look at them")):
+        if some.any():
+            names = ", ".join(table.image_id[some][:10])
+            yield f"{some.sum()} images {said}: {names}{' ...' if some.sum() > 10 else ''}"

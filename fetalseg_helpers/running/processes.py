@@ -18,10 +18,7 @@ from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, choose_device
 
 
 def train(folder, values, report, **options):
-    """Train in a run folder, in all processes that torchrun has started, or in this one alone.
-
-    `values` says from which data and with which settings, `options` are for the trainer; `report` takes each line.
-    """
+    """Train by `values` in a run folder, in all processes that torchrun started, or this one; `report` takes lines."""
     alone = "TORCHELASTIC_RUN_ID" not in os.environ
     with nullcontext() if alone else joined():
         trainer = training.Trainer if alone else DistributedTrainer
@@ -31,7 +28,7 @@ def train(folder, values, report, **options):
 def train_here(make_trainer, folder, values, report, options):
     """This process's part; a function of its own, so that nothing of it is left when the processes part."""
     if is_first():  # the trainers of the others wait for it
-        keys = ("data", "seed", "phantoms", "split_by", "examinations", *CANVAS_KEYS)
+        keys = (*stages.OF_DATA, *CANVAS_KEYS)
         stages.ensure_verified(folder, **{name: values[name] for name in keys if name in values})
         report(of_run(folder))
     trainer = make_trainer(folder, training.Settings.of(values), **options)
@@ -46,8 +43,7 @@ def joined():
     """Join the processes that torchrun started, for the length of a block: NCCL between GPUs, gloo between CPUs."""
     device = choose_device()
     if device.type == "cuda":
-        place = int(os.environ["LOCAL_RANK"])
-        gpus = torch.cuda.device_count()
+        place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= gpus:
             raise FetalsegError(f"process {place} has no GPU of its own, there are {gpus}: start {gpus} at most.")
         torch.cuda.set_device(place)
@@ -103,9 +99,8 @@ class DistributedTrainer(training.Trainer):
                 distributed.all_reduce(buffer)
                 buffer /= count
         mine = Subset(self.valid_set, range(distributed.get_rank(), len(self.valid_set), count))  # every n-th image
-        found = 0.0, 0.0
-        if len(mine):
-            found = training.validate(self.network, mine, self.loss_function, self.settings.batch_size)
+        size = self.settings.batch_size
+        found = training.validate(self.network, mine, self.loss_function, size) if len(mine) else (0.0, 0.0)
         (train_loss,) = self.averaged([train_loss], images)
         return train_loss, *self.averaged(found, len(mine))
 

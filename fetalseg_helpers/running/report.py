@@ -36,15 +36,16 @@ def describe(pairs, findings, measurements):
     """What a data set holds, as a dictionary of numbers and short texts."""
     bad = set(findings.image_id[findings.severity == "error"])
     usable = measurements[~measurements.index.isin(bad)]
-    used = pairs[pairs.image_id.isin(usable.index)]
+    negatives = findings.image_id[findings.check == "negative"]
+    used = pairs[pairs.image_id.isin([*usable.index, *negatives])]
     sizes = usable["size"].value_counts()
-    files = int(pairs.files.map(len).sum())
+    files, filled = int(pairs.files.map(len).sum()), int(usable.filled.sum())
     return {
         "summary": f"{summary(files, used, findings)}.",
         "files": files,
         "pairs_used": len(used),
         "examinations": int(used.examination.nunique()),
-        "masks": {"filled": int(usable.filled.sum()), "outlines": int((~usable.filled.astype(bool)).sum())},
+        "masks": {"filled": filled, "outlines": len(usable) - filled, "empty": len(negatives)},
         "area_range": usable.area_fraction.astype(float).agg(["min", "max"]).dropna().round(4).tolist(),
         "sizes": {f"{width} × {height}": int(count) for (width, height), count in sizes.items()},
         "values": findings.detail[findings.check == "mask_values"].value_counts().to_dict(),
@@ -61,7 +62,7 @@ def lines(pairs, findings, measurements, every=False):
         sizes = list(told["sizes"].items())
         more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
         yield f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes[:3])}{more}"
-        yield "masks: {outlines} outlines, which are filled; {filled} filled already".format(**told["masks"])
+        yield "masks: {outlines} outlines, to be filled; {filled} filled already; {empty} empty".format(**told["masks"])
         yield "regions: {:.1%} to {:.1%} of the frame".format(*told["area_range"])
     for values, count in list(told["values"].items())[:3]:
         yield f"values: {values} ({count} masks)"

@@ -5,6 +5,7 @@ from pathlib import Path
 from fetalseg_helpers import loading, preprocessing, training, verification
 from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, project_root, read_json, run_folder, shown
 
+OF_DATA = ("data", "seed", "phantoms", "split_by", "examinations", "negatives")  # parameters that decide the manifest
 DOWNLOADED = ("kaggle", "hc18")  # data sets that the command `fetch` puts into data/<name>
 
 

@@ -20,9 +20,8 @@ RESULTS = ("last.pt", "checkpoint.pt", "history.csv", "notebooks/05_training.ipy
 def read_grid(path):
     """All parameters of each combination of a grid, by the name of its folder, and the names of those that vary.
 
-    The grid is a YAML file with a value, or a list of values to try, for each parameter, such as
-    `learning_rate: [0.001, 0.004]`. What it does not name is taken from the preset that it may name under `preset`,
-    or from `quick`. A file that cannot be used raises a FetalsegError that says why.
+    The grid is a YAML file with a value or a list of values for each parameter, as `learning_rate: [0.001, 0.004]`; the
+    rest is taken from its `preset`, or from `quick`. A FetalsegError says why a file cannot be used.
     """
     try:
         grid = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -31,7 +30,8 @@ def read_grid(path):
     if not isinstance(grid, dict) or not grid:
         raise FetalsegError(f"{path} holds no parameters: write lines such as 'learning_rate: [0.001, 0.004]'.")
     base = lessons.read_preset("quick") | lessons.read_preset(str(grid.pop("preset", "quick")))
-    known = {name for lesson in chosen_lessons() for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
+    both = [lesson for lesson in lessons.lessons() if lesson.name in LESSONS]
+    known = {name for lesson in both for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
     lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in lists.items():
         if name not in known:
@@ -51,21 +51,15 @@ def read_grid(path):
     return combinations, varied
 
 
-def chosen_lessons():
-    """Paths of the two notebooks."""
-    return [path for path in lessons.lessons() if path.name in LESSONS]
-
-
 def run_combination(folder, values):
     """Train and evaluate in a folder of its own; returns the folder's name, and a sentence if that failed, or ''.
 
-    What is complete is left alone, what was stopped goes on where it was, and what was made with other values or from
-    files that have changed since is made anew.
+    What is complete is left alone, what was stopped goes on, and what other values or other files made is made anew.
     """
     try:
         with locked(folder):
             root = stages.find_data(values["data"], folder, values["phantoms"])
-            asked = {name: values[name] for name in ("data", "seed", "phantoms", "split_by")}
+            asked = {name: values[name] for name in stages.OF_DATA if name in values}
             loading.write_manifest(folder, root=root, **asked)
             made = {"values": values, "files": read_json(folder / "data.json")["files"]}
             same = read_json(folder / "values.json") == made
@@ -76,8 +70,9 @@ def run_combination(folder, values):
                 verification.write_verification(folder)
                 write_json(folder / "values.json", made)  # last, it vouches for the rest
             if not (same and (folder / "notebooks" / LESSONS[-1]).exists()):
-                for path in chosen_lessons():
-                    lessons.run_lesson(path, folder, values | {"resume": same})
+                for path in lessons.lessons():
+                    if path.name in LESSONS:
+                        lessons.run_lesson(path, folder, values | {"resume": same})
     except Exception as error:  # of a kernel or of papermill, too: the other combinations go on
         return folder.name, str(error) if isinstance(error, FetalsegError) else f"{type(error).__name__}: {error}"
     return folder.name, ""
@@ -86,9 +81,8 @@ def run_combination(folder, values):
 def sweep(grid, folder, jobs=1, report=print):
     """Run every combination of a grid, `jobs` at the same time; write `sweep.csv` and, if any has scores, `sweep.png`.
 
-    They run in processes of this machine or, inside `joblib.parallel_config("dask")`, of a cluster, which then decides
-    itself how many. Returns a table with a row per combination: what varies, scores on the test images, seconds of
-    training, and under `problem` why it failed. `report` is told a line after each.
+    In processes of this machine or, inside `joblib.parallel_config("dask")`, of a cluster. Returns a row for each: what
+    varies, scores on test images, seconds of training, and under `problem` why it failed; `report` is told a line.
     """
     combinations, varied = read_grid(grid)
     home = run_folder(folder)
@@ -108,8 +102,7 @@ def sweep(grid, folder, jobs=1, report=print):
         rows = []
         for name, values in combinations.items():
             row = {"run": name} | {key: values[key] for key in varied}
-            metrics = read_json(home / name / "metrics.json")
-            if metrics:
+            if metrics := read_json(home / name / "metrics.json"):
                 row |= {key: metrics[key] for key in ("mean_dice", "mean_iou", "worst_dice", "images")}
                 row["dice_low"], row["dice_high"] = metrics["dice_interval_95"]
                 history = pd.read_csv(home / name / "history.csv")
@@ -125,8 +118,8 @@ def sweep(grid, folder, jobs=1, report=print):
 def show_sweep(table, varied):
     """Best validation Dice of the runs of a sweep, best on top: a dot per seed and a line at their mean.
 
-    The validation Dice, because a setting that is chosen by its test scores has been trained on the test images. Runs
-    that differ in nothing but `seed` share a line; of many lines the best twenty are drawn.
+    A setting that is chosen by its test scores would have been trained on the test images. Runs that differ in nothing
+    but `seed` share a line; of many lines the best twenty are drawn.
     """
     table = table.dropna(subset="valid_dice")
     names = [name for name in varied if name != "seed"]

@@ -12,11 +12,10 @@ from fetalseg_helpers.running.checks import sharp
 
 
 def explore(draw, **controls):
-    """Controls above a figure that is drawn again whenever one of them is released, as an `ipywidgets.VBox`.
+    """Controls above a figure that is drawn again whenever one is released, an `ipywidgets.VBox`; headless, the figure.
 
     `draw` returns a figure; its arguments are named like the controls, and their defaults are where these start. A
     control is a widget or what `ipywidgets.interact` makes one of: (lowest, highest, step), or a list of choices.
-    Headless it gives the figure alone, which every page can show.
     """
     if not somebody_watches():
         return draw()
@@ -46,14 +45,10 @@ def somebody_watches():
 def watch(rows, total, draw, line, earlier=()):
     """Go through the epochs of a training: a bar and a growing curve on a screen, a line per epoch headless.
 
-    `rows` is a generator that gives one row of the history (a dict) at a time, `total` the number of epochs asked for,
-    and `earlier` the rows of epochs that were done before, by a training that goes on. `draw` makes a figure of the
-    rows so far, `line` one line of text of a row. Returns all rows as a list. The generator is closed at the end, so
-    that a training that is interrupted lets go.
+    `rows` is a generator of rows (dicts), closed at the end; `total` is the number of epochs, `earlier` are rows of a
+    training that goes on. `draw` makes a figure of the rows so far, `line` a text of one. Returns a list of all rows.
     """
-    seen = list(earlier)
-    curve = None
-    live = somebody_watches()
+    seen, curve, live = list(earlier), None, somebody_watches()
     with closing(rows):
         for row in tqdm(rows, total=total, initial=len(seen), desc="epochs", disable=not live):
             seen.append(row)
