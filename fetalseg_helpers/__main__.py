@@ -158,7 +158,8 @@ def train(data, preset, run_dir, examinations, resume, start, parameters):
     folder = lessons.choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
     values = lessons.read_preset("quick") | lessons.read_preset(preset or "quick")
     values |= read_json(folder / "data.json")
-    if start:
+    if start and not resume:
+        start = training.PRETRAINED if start == "pretrained" else start
         first = training.load_checkpoint(start)
         values |= {name: first["settings"][name] for name in training.ARCHITECTURE} | (
             first["canvas"] if not preset else {}
@@ -203,19 +204,19 @@ def sweep(grid, jobs, out, dask):
 
 @cli.command()
 @click.argument("images", type=path)
-@click.option("--checkpoint", default="pretrained", metavar="FILE", help="Default: what has been trained on phantoms.")
+@click.option("--checkpoint", type=path, metavar="FILE", help="By default the network that ships, trained on phantoms.")
 @click.option("--out", required=True, type=path, metavar="DIR")
 @click.option("--overlay", is_flag=True, help="Also write each image with the outline of its mask.")
 @click.option("--csv", "as_csv", is_flag=True, help="Also write predictions.csv: the ellipse and the doubt of each.")
-@click.option("--pixel-size-csv", type=path, metavar="FILE", help="Adds the circumference in mm.")
+@click.option("--pixel-size-csv", type=path, metavar="FILE", help="Also write predictions.csv, with mm.")
 @click.option("--threshold", type=click.FloatRange(0.01, 0.99), help="The least probability that counts as tumor.")
 @click.option("--region", type=click.Choice(["every", "largest", "filled", "ellipse"]), help="What of a mask is kept.")
 @click.option("--flip/--no-flip", default=None, help="Average over the image and its mirror; twice the time.")
 def predict(images, checkpoint, out, overlay, as_csv, pixel_size_csv, **given):
     """Predict a mask for an image or every image of a folder.
 
-    Maps are cut as the evaluation of the run chose it on validation images, if it lies beside the checkpoint; else at
-    0.5, the largest region is kept, and nothing is mirrored. What is given here goes first.
+    Maps are cut at 0.5. The network that ships averages over the mirror image, and one ellipse is kept; of a
+    checkpoint, the largest region, or what the evaluation of its run chose. What is given here goes first.
     """
     from fetalseg_helpers import evaluation, training
     from fetalseg_helpers.beyond_dice import circumference
@@ -223,6 +224,7 @@ def predict(images, checkpoint, out, overlay, as_csv, pixel_size_csv, **given):
     from fetalseg_helpers.workspace import write_table
 
     sizes = circumference.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
+    checkpoint = checkpoint or training.PRETRAINED
     network, state = training.load_network(checkpoint)
     cut = predictions.frozen_cut(checkpoint, state) | {key: value for key, value in given.items() if value is not None}
     make_map = partial(evaluation.predict_image, network, canvas=state["canvas"], flip=cut["flip"])
@@ -230,7 +232,9 @@ def predict(images, checkpoint, out, overlay, as_csv, pixel_size_csv, **given):
     table, problems, passed = predictions.predict_folder(make_map, images, out, make_mask, overlay)
     if sizes is not None:
         table["circumference_mm"] = table.circumference_px * table.image_id.map(sizes.pixel_mm)
-    if as_csv:
+        if unknown := int((~table.image_id.isin(sizes.index)).sum()):
+            passed.append(f"{unknown} images have no pixel size in {pixel_size_csv}.")
+    if as_csv or sizes is not None:
         write_table(out / "predictions.csv", table)
     for problem in problems:
         click.echo(problem, err=True)

@@ -29,7 +29,7 @@ OF_IMAGES = "images?|imgs?|frames|jpegimages"  # how folders and files are calle
 OF_MASKS = "annotations?|masks?|labels?|seg|segmentations?|segmentationclass|gt|ground[_ -]?truth|outlines?|contours?"
 ROLE = re.compile(f"(?<![a-z])(?:(?P<images>{OF_IMAGES})|(?P<masks>{OF_MASKS}))(?=(?:tr|ts)?(?![a-z]))", re.IGNORECASE)
 MASK_ENDING = re.compile(rf"(?<=[^_. -])[_. -]+({OF_MASKS})(_\d)?\Z", re.IGNORECASE)
-PREDICTED = re.compile(r"(?<=[^_. -])[_. -]+(pred|predictions?|predicted|overlays?)([_. -]?masks?)?\Z", re.IGNORECASE)
+PREDICTED = re.compile(r"(?<=[^_. -])[_. -]+(pred|predictions?|predicted)([_. -]?masks?)?\Z", re.IGNORECASE)
 PERSON = "patient|pat|pt|p|case|subject|subj|sub|study|exam|examination|fetus|id"
 PATIENT = re.compile(rf"(({PERSON})[_ -]?\d+([_ -].*)?|\d{{3,}})", re.IGNORECASE)  # the name of a folder
 LAYOUTS = "NAME.png and NAME_Annotation.png (or _mask, _seg, _label, _gt), or of images/NAME.png and masks/NAME.png"
@@ -89,7 +89,7 @@ def find_files(root):
 def read_name(path, of_masks):
     """The name of the pair that a file belongs to, and its kind as in `find_files`; its folder may say `of_masks`."""
     stem = unicodedata.normalize("NFC", path.stem)  # macOS writes accents as letters of their own
-    if path.suffix.lower() not in SUFFIXES or (path.exists() and not path.is_file()):  # a pipe cannot be read
+    if stem.endswith("_overlay") or path.suffix.lower() not in SUFFIXES or (path.exists() and not path.is_file()):
         return stem, "unread" if UNREAD.search(path.name) else "other"
     for rule, kind in ((PREDICTED, "prediction"), (MASK_ENDING, "outline")):
         if rule.search(stem):
@@ -448,7 +448,7 @@ def group_frames(pairs, examinations="names"):
 
 def write_manifest(
     run_dir, data, seed=0, phantoms=400, split_by="examination", examinations="names", deal=split_pairs, root=None,
-    negatives=False,
+    negatives=False,  # True: pairs with an empty mask are used, as frames without a head
 ):  # fmt: skip
     """Pair and split (by `deal`) the files below `root`, or the folder `data`; write `manifest.csv` and `data.json`."""
     with workspace.locked(run_dir) as folder:

@@ -54,7 +54,7 @@ def draw_image(axis, image, title, truth=None, prediction=None, cmap="gray", whi
 
 
 def show_images(images, titles, columns=3, masks=None, predictions=None, suptitle=None):
-    """Images (height, width) of 0 to 255, `columns` in a row, with borders of 0/1 masks and predictions where given."""
+    """Images (height, width) of 0 to 255, `columns` in a row, with borders of 0/1 masks and predictions, or None."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height = 0.35 + rows * (WIDTH / columns * 0.68 + 0.3) + (0.25 if predictions else 0)

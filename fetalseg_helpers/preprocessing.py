@@ -189,9 +189,9 @@ def fill_pair(image, outline, name, fill=fill_outline):
 def prepare(run_dir, width=64, height=48, fit="scale", fill=fill_outline):
     """Write every pair of the manifest at training size (px, `fit` as in `place`) into `prepared/`.
 
-    `images.npy` and `masks.npy` are uint8 of shape (rows of the manifest, height, width), masks 0 and 1 by the function
-    `fill`; `settings.json`, written last, says how they were made. Returns why pairs could not be used, by `image_id`;
-    these are zeros in the arrays. A FetalsegError says that no pair can be used or that the disk is full.
+    `images.npy` and `masks.npy` are uint8 (rows of the manifest, height, width), masks 0 and 1 by the function `fill`;
+    `settings.json`, written last, says how they were made. Returns why pairs could not be used, by `image_id` (an empty
+    mask, but for `negatives`); these are zeros. A FetalsegError says that no pair can be used or that the disk is full.
     """
 
     def small(pair):

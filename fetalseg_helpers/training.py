@@ -19,7 +19,7 @@ from fetalseg_helpers import evaluation, loading, preprocessing, unet, verificat
 from fetalseg_helpers.workspace import FetalsegError, bfloat16_pays, shown, spare_threads
 
 FORMAT = 3  # of checkpoints
-PRETRAINED = Path(__file__).parent / "phantoms" / "pretrained.pt"  # the network that ships, called 'pretrained'
+PRETRAINED = Path(__file__).parent / "phantoms" / "pretrained.pt"  # the network that ships
 # What a checkpoint may say of its network and its canvas: at least all that a notebook may ask for.
 ARCHITECTURE = {"base_channels": range(1, 4097), "depth": range(13), "normalisation": tuple(unet.NORMALISATIONS)}
 CANVAS = {"width": range(1, 4097), "height": range(1, 4097), "fit": ("scale", "pad")}
@@ -156,7 +156,7 @@ def load_checkpoint(path):
     Gives a dictionary: `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt`
     what a resumed training needs; for weights alone see `around`. A FetalsegError says why a file cannot be used.
     """
-    path = PRETRAINED if path == "pretrained" else Path(path)
+    path = Path(path)
     if not path.is_file():
         raise FetalsegError(f"there is no file {shown(path)}: run notebook 05 first, or give the right checkpoint.")
     try:
@@ -254,7 +254,7 @@ class Trainer:
     loss : callable of (logits, truth); by default `combined_loss` with the weights of `settings`
     train_epoch : callable that shows every batch once, as `train_one_epoch`
     resume : bool, whether to go on from `last.pt` where there is one
-    start : a checkpoint whose weights to begin with (fine-tuning), or 'pretrained', instead of random ones
+    start : Path of a checkpoint whose weights to begin with (fine-tuning), instead of random ones
 
     A FetalsegError says if a split is empty, the training split smaller than a batch, the canvas does not divide by
     2^depth, `last.pt` was made with other settings or data, or the weights of `start` are of another network.

@@ -30,9 +30,8 @@ def measure_region(image, mask):
     `difference` as a dictionary.
     """
     moments = cv2.moments(mask, binaryImage=True)  # m00 the area, m10 and m01 the sums of x and y, in pixels
-    area = moments["m00"]
+    area, total, inside = moments["m00"], cv2.sumElems(image)[0], cv2.sumElems(image * mask)[0]
     centroid = (moments["m10"] / area + 0.5) / mask.shape[1], (moments["m01"] / area + 0.5) / mask.shape[0]
-    total, inside = cv2.sumElems(image)[0], cv2.sumElems(image * mask)[0]
     mean_inside = inside / area
     mean_outside = (total - inside) / (mask.size - area) if area < mask.size else np.nan
     values = [area / mask.size, *centroid, mean_inside, mean_outside, mean_inside - mean_outside]
@@ -82,11 +81,13 @@ def inspect_pair(pair, border=0.05, negatives=False):
     except FetalsegError as error:
         check = "inverted_mask" if image.shape == outline.shape else "size_mismatch"
         return {}, [*findings, (check, str(error))]
+    pixels, drawn = (hashlib.sha256(array).hexdigest() for array in (image.tobytes(), np.packbits(mask)))
+    measured = {"pixels": pixels, "mask": drawn, "size": image.shape[::-1]}
     if not mask.any():
-        return {}, [*findings, ("negative" if negatives else "empty_mask", f"{pair.mask_path.name} is empty.")]
-    measured = measure_region(image, mask) | {"pixels": hashlib.sha256(image.tobytes()).hexdigest()}
+        empty = ("negative" if negatives else "empty_mask"), f"{pair.mask_path.name} is empty."
+        return measured if negatives else {}, [*findings, empty]
     filled = np.count_nonzero(mask) == np.count_nonzero(outline)
-    measured |= {"mask": hashlib.sha256(np.packbits(mask)).hexdigest(), "filled": filled, "size": image.shape[::-1]}
+    measured |= measure_region(image, mask) | {"filled": filled}
     if preprocessing.is_open(outline, mask):
         findings.append(("open_outline", "the line encloses nothing: filled by its convex hull."))
     if filled and mask.sum() < 0.5 * cv2.contourArea(preprocessing.convex_hull(mask)):
@@ -119,7 +120,7 @@ def verify_pairs(pairs, split=None, border=0.05, negatives=False):
     order = list(CHECKS)
     found.sort(key=lambda finding: (order.index(finding[1]), loading.natural_order(finding[0])))
     rows = [(image_id, check, CHECKS[check].severity, detail) for image_id, check, detail in found]
-    return pd.DataFrame(rows, columns=FINDING_COLUMNS), measurements
+    return pd.DataFrame(rows, columns=FINDING_COLUMNS), measurements.dropna(subset="area_fraction")
 
 
 def compare_pairs(pairs, split, measurements):
@@ -136,7 +137,7 @@ def compare_pairs(pairs, split, measurements):
         usual = form.format(values.median())
         for image_id, value in values[outliers(values)].items():
             found.append((image_id, check, f"{form.format(value)}, the median is {usual}."))
-    filled = measurements.filled.astype(bool)
+    filled = measurements.filled.dropna().astype(bool)
     usual = filled.mean() > 0.5
     check, detail = ("line_among_filled", "drawn as a line") if usual else ("filled_among_lines", "filled already")
     found += [(image_id, check, f"{detail}, unlike most masks here.") for image_id in filled[filled != usual].index]

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fetalseg_helpers.beyond_dice import folders
 from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, Ellipse, draw_ellipse, ellipse_perimeter
 from fetalseg_helpers.evaluation import dice_score
 from fetalseg_helpers.running.predictions import ORANGE, describe, doubt, frozen_cut, measure_head, predict_folder
@@ -96,8 +97,10 @@ def test_predictions_can_lie_beside_their_images(tmp_path, images):
 def test_the_ellipse_of_a_head_is_that_of_the_line_s_middle():
     drawn = Ellipse(100.0, 80.0, 60 + LINE_HALF_WIDTH, 40 + LINE_HALF_WIDTH, 0.0)
     head = measure_head(draw_ellipse(drawn, 200, 160))
-    axes = sorted((head["a_px"], head["b_px"]))
-    assert (head["x_px"], head["y_px"], *axes) == pytest.approx((100, 80, 40, 60), abs=0.3)
+    assert (head["x_px"], head["y_px"], head["a_px"], head["b_px"]) == pytest.approx((100, 80, 60, 40), abs=0.3)
+    upright = measure_head(draw_ellipse(drawn._replace(angle=90.0), 200, 160))
+    assert upright["a_px"] == pytest.approx(60, abs=0.3) and upright["angle"] == pytest.approx(90, abs=1)
+    assert min(head["angle"], 180 - head["angle"]) == pytest.approx(0, abs=1)
     assert head["circumference_px"] == pytest.approx(ellipse_perimeter(60, 40), rel=0.01)
     assert np.isnan(list(measure_head(np.zeros((160, 200), np.uint8)).values())).all()
 
@@ -118,15 +121,20 @@ def test_an_overlay_is_the_image_with_the_mask_s_border_in_orange(tmp_path):
     near = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0
     assert orange.sum() > 30 and not (orange & ~near).any()
     assert (drawn[~orange] == image[~orange][:, None]).all()
+    write(tmp_path / "truth" / "1_mask.png", mask * 255)
+    scores, problems = folders.score_folder(tmp_path / "out", tmp_path / "truth")
+    assert list(scores.dice) == [1] and list(problems.problem) == ["passed over"]
 
 
 def test_images_without_a_head_and_heads_in_doubt_are_told_by_name(tmp_path):
     maps = {"sure": disc()[1] * 1.0, "unsure": 0.6 * disc()[1] + 0.2, "nothing": 0 * disc()[1] + 0.1}
+    maps["whole"] = 0 * disc()[1] + 0.99  # no border, so no ellipse
     for number, name in enumerate(maps):
         write(tmp_path / "in" / f"{name}.png", np.full((37, 53), number, np.uint8))
     table, _, _ = predict_folder(lambda image: list(maps.values())[image[0, 0]], tmp_path / "in", tmp_path / "out")
-    assert list(table.image_id) == ["nothing", "sure", "unsure"]
-    assert list(describe(table)) == ["1 images without a head: nothing", "1 images in doubt, look at them: unsure"]
+    assert list(table.image_id) == ["nothing", "sure", "unsure", "whole"]
+    told = ["1 images without a head: nothing", "2 images in doubt, look at them: unsure, whole"]
+    assert list(describe(table)) == told
     assert list(describe(table[1:2])) == []
 
 

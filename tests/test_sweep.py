@@ -9,7 +9,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from fetalseg_helpers import __main__
+from fetalseg_helpers import __main__, loading
 from fetalseg_helpers.running import lessons, sweep
 from fetalseg_helpers.workspace import FetalsegError, read_json
 
@@ -261,3 +261,14 @@ def test_of_many_settings_the_best_twenty_are_drawn():
 
 def test_the_two_notebooks_of_a_sweep_are_in_the_course():
     assert [path.name for path in lessons.lessons() if path.name in sweep.LESSONS] == list(sweep.LESSONS)
+
+
+def test_examinations_and_negatives_of_a_grid_reach_its_manifests(pairs, no_lessons, tmp_path):
+    folder, _ = pairs
+    grid = write_grid(tmp_path, data=str(folder), examinations=r"(\d+)_", negatives=True, **TINY)
+    combinations, _ = sweep.read_grid(grid)
+    ((name, values),) = combinations.items()
+    assert sweep.run_combination(tmp_path / name, values) == (name, "")
+    made = read_json(tmp_path / name / "data.json")
+    assert (made["examinations"], made["negatives"]) == (r"(\d+)_", True)
+    assert set(loading.read_manifest(tmp_path / name).examination) == {str(number) for number in range(1, 13)}

@@ -18,7 +18,7 @@ from fetalseg_helpers import evaluation, loading, preprocessing, training, verif
 from fetalseg_helpers.beyond_dice import folders
 from fetalseg_helpers.running import report, stages
 from fetalseg_helpers.running.predictions import predict_folder
-from fetalseg_helpers.workspace import FetalsegError, project_root
+from fetalseg_helpers.workspace import FetalsegError, project_root, read_json, write_json
 
 HEIGHT, WIDTH = 108, 160
 
@@ -159,7 +159,7 @@ def test_a_line_among_filled_masks_is_an_error_and_a_filled_mask_among_lines_a_n
     assert checks(checked(tmp_path / "filled")[1]) == {"line_among_filled": {"f3"}}
     pairs, findings, measurements = checked(tmp_path / "lines")
     assert checks(findings) == {"filled_among_lines": {"l3"}}
-    assert "masks: 4 outlines, to be filled; 1 filled already; 0 empty" in report.lines(pairs, findings, measurements)
+    assert "masks: 4 outlines, to be filled; 1 filled already" in report.lines(pairs, findings, measurements)
 
 
 def test_images_given_as_masks_are_refused_with_a_question(tmp_path):
@@ -272,7 +272,8 @@ def test_empty_masks_are_used_as_negatives_where_that_is_asked(some_empty, tmp_p
     findings, measurements = verification.verify_pairs(pairs, negatives=True)
     assert checks(findings)["negative"] == {str(n) for n in range(0, 24, 3)} and len(measurements) == 16
     told = list(report.lines(pairs, findings, measurements))
-    assert "48 files found: 24 pairs used" in told[0] and any("8 empty" in line for line in told)
+    assert "48 files found: 24 pairs used" in told[0]
+    assert "8 masks are empty, and kept: frames without a head" in told
     run = tmp_path / "run"
     usable = stages.ensure_verified(run, 32, 32, data=str(some_empty), negatives=True)
     assert len(usable) == 24 and "24 pairs used" in report.of_run(run)
@@ -285,6 +286,34 @@ def test_empty_masks_are_used_as_negatives_where_that_is_asked(some_empty, tmp_p
     loading.write_manifest(run, data=str(some_empty))  # as notebook 1 does: what was prepared belongs to it no more
     with pytest.raises(FetalsegError, match="from another manifest"):
         stages.ensure_prepared(run)
+
+
+def test_a_data_set_of_negatives_alone_is_described(tmp_path):
+    for n in range(4):
+        pair(tmp_path, str(n), n, mask=0 * disc())
+    pairs = loading.load_pairs(tmp_path)
+    told = list(report.lines(pairs, *verification.verify_pairs(pairs, negatives=True)))
+    assert "8 files found: 4 pairs used" in told[0] and not any("regions" in line for line in told)
+
+
+def test_a_frame_that_is_there_twice_is_found_among_negatives_too(tmp_path):
+    for n, (seed, mask) in enumerate([(5, 0 * disc()), (5, 0 * disc()), (6, 0 * disc()), (6, disc(3)), (7, disc(4))]):
+        pair(tmp_path, f"frame{n}", seed, mask=mask)
+    pairs = loading.load_pairs(tmp_path)
+    findings, _ = verification.verify_pairs(pairs, negatives=True)
+    assert checks(findings)["duplicate_image"] == {"frame1", "frame2", "frame3"}
+    assert "duplicate_image" not in checks(verification.verify_pairs(pairs)[0])
+
+
+def test_a_run_folder_from_before_there_were_negatives_has_none(some_empty, tmp_path):
+    run = tmp_path / "run"
+    loading.write_manifest(run, data=str(some_empty))
+    made = read_json(run / "data.json")
+    assert made.pop("negatives") is False
+    write_json(run / "data.json", made)
+    stages.ensure_manifest(run, data=str(some_empty), negatives=False)
+    with pytest.raises(FetalsegError, match="made with negatives False, not True"):
+        stages.ensure_manifest(run, data=str(some_empty), negatives=True)
 
 
 def test_empty_masks_are_left_out_and_counted(tmp_path):

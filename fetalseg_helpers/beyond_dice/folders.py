@@ -1,7 +1,8 @@
 """Score a folder of predicted masks, whoever made them, against a folder of true ones.
 
 Folders are searched at any depth. A prediction has its image's name, or that and `_pred`, `_mask` or the like; true
-masks may be filled, or outlines as the data set has them. What is wrong is listed, never dropped.
+masks may be filled, or outlines as the data set has them. What is wrong is listed: missing, extra, twice, misshapen,
+unreadable, values other than 0 and 255, outline or passed over.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,10 @@ def shown_as_named(path):
 
 
 def list_masks(folder):
-    """Outlines below a folder, or all files where none is, by their image's name; and images without an outline."""
+    """Outlines below a folder, or all files where none is, by their image's name; and images without an outline.
+
+    Both are rows of `loading.find_files`; copies count once.
+    """
     files = loading.find_files(folder)
     files = files[~files.kind.isin(NO_MASKS)]
     outlines = files[files.kind == "outline"]

@@ -35,7 +35,10 @@ def describe_data(asked, pairs):
 
 
 def write_model_card(run_dir):
-    """Write `model_card.md` into a run folder whose scores are its checkpoint's (FetalsegError); returns its path."""
+    """Write `model_card.md` into a run folder; returns its path.
+
+    A FetalsegError says if the run has no scores yet, or those of another network than its checkpoint.
+    """
     folder = run_folder(run_dir)
     metrics, asked = read_json(folder / "metrics.json"), read_json(folder / "data.json")
     if "scores" not in metrics:

@@ -15,18 +15,22 @@ CORRUPTIONS = dict(zip(TABLE.index, TABLE.itertuples(index=False), strict=True))
 
 
 def corrupt(name, image, mask, strength, seed=0):
-    """A frame and its mask, made worse in the way `name`; the same seed gives the same grains and corners."""
+    """A frame and its mask, made worse in the way `name`; the same seed gives the same grains and corners.
+
+    `image` is uint8 and `mask` 0/1, both (height, width); `strength` is in the unit of `CORRUPTIONS[name]`. Only 'crop'
+    changes the mask and the size. An unknown name raises KeyError.
+    """
     height, width = image.shape
     rng = np.random.default_rng(seed)
     match name:
         case "gain":  # on a logarithmic scale all grey levels sink by the same amount
             return cv2.subtract(image, round(255 * strength / DYNAMIC_RANGE)), mask
-        case "gamma":
+        case "gamma":  # grey levels to a power
             return np.uint8(255 * (image / 255) ** strength + 0.5), mask
         case "speckle":  # multiplicative noise in grains of some pixels
             grain = cv2.GaussianBlur(rng.standard_normal(image.shape).astype(np.float32), (0, 0), width / 500)
             return np.clip(image * (1 + strength * grain / grain.std()), 0, 255).astype(np.uint8), mask
-        case "blur":
+        case "blur":  # Gaussian, its sigma a share of the width
             return cv2.GaussianBlur(image, (0, 0), strength / 100 * width), mask
         case "shadow":  # a stripe without any echo, from top to bottom, over the region's middle
             columns = np.flatnonzero(mask.any(axis=0))

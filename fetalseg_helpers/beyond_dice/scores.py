@@ -126,7 +126,8 @@ def complete(table, sizes=None):
 
     `table` is as `evaluation.score_pairs` gives it, `sizes` as `circumference.find_pixel_sizes`. Unless empty, they add
     `circumference_error_mm`, `pixel_mm`, `circumference_mm` and `truth_circumference_mm`, the published one or that of
-    the true mask; nan for an image not among them. A FetalsegError says if what is published is not of these.
+    the true mask; nan for an image not among them. A FetalsegError says if the published
+    circumferences do not belong to these masks.
     """
     if sizes is not None and not sizes.empty and "circumference_px" in table:
         pixel_mm = table.image_id.map(sizes.pixel_mm)

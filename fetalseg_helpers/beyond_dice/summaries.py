@@ -13,8 +13,9 @@ def summarise(scores, draws=2000, seed=0):
 
     Mean Dice and IoU with intervals from a bootstrap over examinations; median and worst Dice, and whose it is; how
     many images, examinations and empty masks; Dice and IoU of all pixels pooled, in which large heads weigh more; and
-    under `scores`, for each of `METRICS` in the table: `mean`, `sd`, `median`, `worst`, `percentile_5` (of errors,
-    `percentile_95` of their size), `interval_95` of the mean, and the number of `images` that have it.
+    under `scores`, for each of `METRICS` in the table: `mean`, `sd`, `median`, `worst`, `percentile_5`, what 95 % of
+    the images are at least as good as (of errors, `percentile_95` of their size), `interval_95` of the mean, and the
+    number of `images` that have it.
     """
     table = {}
     for name, metric in METRICS.items():

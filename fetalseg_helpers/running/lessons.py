@@ -48,7 +48,11 @@ def read_preset(name):
 
 
 def parse_parameters(pairs, **options):
-    """Values of a command line's (name, text) pairs; `options` win, but for None. A FetalsegError names a bad one."""
+    """Values of a command line's (name, text) pairs; `options` win, but for None.
+
+    `data` and a CSV of examinations become absolute. A FetalsegError names a value that does not fit, or, for a name
+    that no notebook knows, the nearest one.
+    """
     values = {}
     for name, text in [*pairs, *((name, text) for name, text in options.items() if text is not None)]:
         kind = rule_of(name).kind
@@ -93,7 +97,10 @@ class News(io.TextIOBase):
 
 
 def run_lesson(path, run_dir, values, news=None):
-    """Execute a notebook into `<run_dir>/notebooks/`; a FetalsegError names a cell that fails (in `*_failed.ipynb`)."""
+    """Execute one notebook into `<run_dir>/notebooks/`; only a finished one gets its final name.
+
+    An error becomes a FetalsegError that names notebook and cell; what was executed stays as `*_failed.ipynb`.
+    """
     import papermill
 
     known = read_parameters(path)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fetalseg_helpers import evaluation, loading
 from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, border_ellipse, ellipse_perimeter
+from fetalseg_helpers.training import PRETRAINED
 from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, write_png
 
 ELLIPSE = ("x_px", "y_px", "a_px", "b_px", "angle", "circumference_px")
@@ -21,7 +22,7 @@ def frozen_cut(checkpoint, state):
     The evaluation is the `metrics.json` beside the file `checkpoint`; it counts if it is of the very weights in
     `state`, which was loaded from there. The network that ships has its own.
     """
-    if checkpoint == "pretrained":
+    if Path(checkpoint).resolve() == PRETRAINED.resolve():
         return {"threshold": 0.5, "region": "ellipse", "flip": True}
     metrics = read_json(Path(checkpoint).parent / "metrics.json")
     if metrics.get("checkpoint_sha256") != state["sha256"]:
@@ -38,24 +39,29 @@ def doubt(probability, mask):
 
 
 def measure_head(mask):
-    """The ellipse along the middle of the line around a 0/1 mask, in px and degrees; nan where there is none."""
+    """The ellipse along the middle of the line around a 0/1 mask; nan where none can be fitted.
+
+    Centre, the longer and the shorter half axis and the circumference in px; the angle of the longer axis in degrees
+    from +x to +y (down), 0 to 180.
+    """
     ellipse = border_ellipse(mask)
     if ellipse is None:
         return dict.fromkeys(ELLIPSE, np.nan)
-    a, b = (max(half - LINE_HALF_WIDTH, 0.5) for half in ellipse[2:4])
-    return dict(zip(ELLIPSE, (ellipse.x, ellipse.y, a, b, ellipse.angle, ellipse_perimeter(a, b)), strict=True))
+    b, a = (max(half - LINE_HALF_WIDTH, 0.5) for half in sorted(ellipse[2:4]))
+    angle = (ellipse.angle + (0 if ellipse.a >= ellipse.b else 90)) % 180
+    return dict(zip(ELLIPSE, (ellipse.x, ellipse.y, a, b, angle, ellipse_perimeter(a, b)), strict=True))
 
 
 def draw_overlay(image, mask):
     """A grey image with the border of a mask in orange: uint8 of shape (height, width, 3), as OpenCV orders colours."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), contours, -1, ORANGE, 2)
 
 
-def predict_folder(predict, images, out, cut=evaluation.cut, overlay=False):
+def predict_folder(make_map, images, out, cut=evaluation.cut, overlay=False):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
-    `predict` makes the probability map of an image, `cut` its mask; `overlay` adds `<stem>_overlay.png`. Outlines,
+    `make_map` makes the probability map of an image, `cut` its mask; `overlay` adds `<stem>_overlay.png`. Outlines,
     predictions of before and files of other formats are passed over. Returns a table with a row for each prediction
     (`image_id`, what `measure_head` and `doubt` give), a sentence for each file that could not be read, and one for
     each kind of files that was passed over. A FetalsegError says that there is nothing to predict, or that two images
@@ -82,7 +88,7 @@ def predict_folder(predict, images, out, cut=evaluation.cut, overlay=False):
         except FetalsegError as error:
             problems.append(str(error))
             continue
-        probability = predict(image)
+        probability = make_map(image)
         mask = cut(probability)
         write_png(out / f"{path.stem}_pred.png", mask * np.uint8(255))
         if overlay:
@@ -93,8 +99,9 @@ def predict_folder(predict, images, out, cut=evaluation.cut, overlay=False):
 
 def describe(table):
     """Lines about what `predict_folder` found: images without a head, and those whose head is in doubt."""
-    empty = table.x_px.isna()
-    for some, said in ((empty, "without a head"), (~empty & (table.doubt > DOUBTFUL), "in doubt, look at them")):
+    empty = table.doubt == 1  # as for no other mask
+    doubtful = ~empty & ((table.doubt > DOUBTFUL) | table.x_px.isna())
+    for some, said in ((empty, "without a head"), (doubtful, "in doubt, look at them")):
         if some.any():
             names = ", ".join(table.image_id[some][:10])
             yield f"{some.sum()} images {said}: {names}{' ...' if some.sum() > 10 else ''}"

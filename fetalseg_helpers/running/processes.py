@@ -18,7 +18,10 @@ from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, choose_device
 
 
 def train(folder, values, report, **options):
-    """Train by `values` in a run folder, in all processes that torchrun started, or this one; `report` takes lines."""
+    """Train in a run folder, in all processes that torchrun has started, or in this one alone.
+
+    `values` are data and settings, `options` (`resume`, `start`) for the trainer; `report` takes lines.
+    """
     alone = "TORCHELASTIC_RUN_ID" not in os.environ
     with nullcontext() if alone else joined():
         trainer = training.Trainer if alone else DistributedTrainer

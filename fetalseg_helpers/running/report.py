@@ -62,7 +62,10 @@ def lines(pairs, findings, measurements, every=False):
         sizes = list(told["sizes"].items())
         more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
         yield f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes[:3])}{more}"
-        yield "masks: {outlines} outlines, to be filled; {filled} filled already; {empty} empty".format(**told["masks"])
+        yield "masks: {outlines} outlines, to be filled; {filled} filled already".format(**told["masks"])
+    if told["masks"]["empty"]:
+        yield "{empty} masks are empty, and kept: frames without a head".format(**told["masks"])
+    if told["area_range"]:
         yield "regions: {:.1%} to {:.1%} of the frame".format(*told["area_range"])
     for values, count in list(told["values"].items())[:3]:
         yield f"values: {values} ({count} masks)"

@@ -51,6 +51,7 @@ def ensure_manifest(run_dir, **asked):
         manifest = loading.write_manifest(run_dir, root=root, **asked)
         print(f"{shown(path)} made: {len(manifest)} pairs (notebook 01 explains it).")
         return manifest
+    made.setdefault("negatives", False)  # as it was before there was a choice
     for name, value in asked.items():
         if value == made.get(name, value) or (name == "phantoms" and made["data"] != "phantom"):
             continue

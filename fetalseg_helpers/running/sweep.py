@@ -32,6 +32,7 @@ def read_grid(path):
     base = lessons.read_preset("quick") | lessons.read_preset(str(grid.pop("preset", "quick")))
     both = [lesson for lesson in lessons.lessons() if lesson.name in LESSONS]
     known = {name for lesson in both for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
+    known |= {"examinations", "negatives"}
     lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in lists.items():
         if name not in known:

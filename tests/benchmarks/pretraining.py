@@ -217,8 +217,8 @@ def non_heads():
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 def measure(real, out):
     """What ships, on real pairs and on what is no head: `real.csv` and `non_heads.csv`."""
-    network, state = training.load_network("pretrained")
-    cut = predictions.frozen_cut("pretrained", state)
+    network, state = training.load_network(PRETRAINED)
+    cut = predictions.frozen_cut(PRETRAINED, state)
     rows = []
     for pair in usable(real).itertuples():
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
