@@ -36,6 +36,9 @@ SETTINGS = training.Settings(base_channels=16, depth=4, batch_size=16, learning_
 CHUNK = 10_000  # images between two looks at what has been drawn
 WIDER = {"rotation": 35.0, "zoom": 0.35, "shift": 0.12, "gain": 1.5, "gamma": 1.7}  # than for real frames
 NO_HEADS = 0.04  # of what is shown is made by `no_head`
+# From this chunk on, three quarters of the phantoms without a head are passed over, and every fourth image loses
+# contrast: until then the network had learnt to see no head in a few faint real ones.
+FAINTER = 16
 
 
 def draw_shard(path, number):
@@ -94,7 +97,12 @@ class Shown(torch.utils.data.Dataset):
     def __getitem__(self, position):
         rng = np.random.default_rng([2, self.chunk, position])
         row = rng.integers(len(self.images))
+        while self.chunk >= FAINTER and not self.masks[row].any() and rng.random() < 0.75:
+            row = rng.integers(len(self.images))
         image, mask = preprocessing.augment(self.images[row], self.masks[row], rng, **WIDER)
+        if self.chunk >= FAINTER and rng.random() < 0.25:
+            middle, share = image.mean(), rng.uniform(0.3, 1)
+            image = np.uint8(np.clip(middle + share * (image - middle), 0, 255))
         if rng.random() < NO_HEADS:
             image, mask = no_head(image, rng), 0 * mask
         return torch.from_numpy(preprocessing.normalise(image))[None], torch.from_numpy(np.float32(mask))[None]
