@@ -13,7 +13,7 @@ what ships on real pairs and shows it what is no head.
 """
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -32,13 +32,12 @@ SHARD = 250  # phantoms in a file
 EARLIER = 17  # from this file on, more heads of the first trimester, 44 % instead of 17: they were the ones missed
 DRAWN = {"width": 192, "height": 128}
 CANVAS = {"width": 96, "height": 64, "fit": "scale"}
-SETTINGS = training.Settings(base_channels=16, depth=4, batch_size=16, learning_rate=3e-3)
+SETTINGS = training.Settings(base_channels=16, depth=4, batch_size=16)
 CHUNK = 10_000  # images between two looks at what has been drawn
 WIDER = {"rotation": 35.0, "zoom": 0.35, "shift": 0.12, "gain": 1.5, "gamma": 1.7}  # than for real frames
 NO_HEADS = 0.04  # of what is shown is made by `no_head`
-# From this chunk on, three quarters of the phantoms without a head are passed over, and every fourth image loses
-# contrast: until then the network had learnt to see no head in a few faint real ones.
-FAINTER = 16
+ROUNDS = ((0, 24, 3e-3), (24, 26, 1e-3))  # first chunk, the one after the last, and the highest learning rate
+FAINTER = 16  # from this chunk on, every fourth image loses contrast
 
 
 def draw_shard(path, number):
@@ -85,6 +84,11 @@ def no_head(image, rng):
     return np.uint8(np.clip(soft + rng.normal(0, 10, image.shape), 0, 255))
 
 
+def passed_over(chunk):
+    """The share of phantoms without a head that are not shown: having seen them all, the network missed faint heads."""
+    return 0 if chunk < FAINTER else 0.75 if chunk < ROUNDS[1][0] else 1
+
+
 class Shown(torch.utils.data.Dataset):
     """`CHUNK` random phantoms out of a pool, each varied; the number of the chunk decides which and how."""
 
@@ -97,7 +101,7 @@ class Shown(torch.utils.data.Dataset):
     def __getitem__(self, position):
         rng = np.random.default_rng([2, self.chunk, position])
         row = rng.integers(len(self.images))
-        while self.chunk >= FAINTER and not self.masks[row].any() and rng.random() < 0.75:
+        while not self.masks[row].any() and rng.random() < passed_over(self.chunk):
             row = rng.integers(len(self.images))
         image, mask = preprocessing.augment(self.images[row], self.masks[row], rng, **WIDER)
         if self.chunk >= FAINTER and rng.random() < 0.25:
@@ -144,38 +148,41 @@ def draw(folder, shards):
 
 @cli.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
-@click.option("--chunks", default=24, show_default=True, help=f"Of {CHUNK} images each.")
 @click.option("--real", type=click.Path(exists=True, path_type=Path), help="Real pairs, which are never trained on.")
 @click.option("--every", default=4, show_default=True, help="Look at the real pairs after so many chunks.")
-def train(folder, chunks, real, every):
+def train(folder, real, every):
     """Train, and go on after an interruption at the last complete chunk."""
     torch.manual_seed(0)
     network = unet.make_network(SETTINGS.base_channels, SETTINGS.depth, SETTINGS.normalisation)
-    optimiser = training.make_optimiser(network, SETTINGS)
-    scheduler = training.make_scheduler(optimiser, SETTINGS, chunks * CHUNK // SETTINGS.batch_size)
-    last, rows, seen = folder / "last.pt", [], {}
+    last, rows, seen, state = folder / "last.pt", [], {}, None
     if last.exists():
         state = torch.load(last, weights_only=True)
         rows = state["rows"]
-        for part, name in ((network, "network"), (optimiser, "optimiser"), (scheduler, "scheduler")):
-            part.load_state_dict(state[name])
+        network.load_state_dict(state["network"])
     pairs = usable(real) if real else None
-    for chunk in range(len(rows), chunks):
-        for path in sorted((folder / "shards").glob("????.npz")):
-            if path not in seen:
-                seen[path] = read_shard(path)
-        images, masks = (np.concatenate(arrays) for arrays in zip(*seen.values(), strict=True))
-        loader = torch.utils.data.DataLoader(Shown(images, masks, chunk), SETTINGS.batch_size)
-        loss = training.train_one_epoch(network, loader, training.combined_loss, optimiser, scheduler)
-        row = {"shown": (chunk + 1) * CHUNK, "phantoms": len(images), "loss": loss}
-        if pairs is not None and ((chunk + 1) % every == 0 or chunk + 1 == chunks):
-            row |= score_real(network, pairs)
-        rows.append({name: float(value) for name, value in row.items()})
-        click.echo("  ".join(f"{name} {value:.6g}" for name, value in row.items()))
-        state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "rows": rows}
-        torch.save(state | {"scheduler": scheduler.state_dict()}, last.with_suffix(".tmp"))
-        os.replace(last.with_suffix(".tmp"), last)
-        pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False, float_format="%.5g")
+    for first, end, rate in ROUNDS:
+        settings = replace(SETTINGS, learning_rate=rate)
+        optimiser = training.make_optimiser(network, settings)
+        scheduler = training.make_scheduler(optimiser, settings, (end - first) * CHUNK // SETTINGS.batch_size)
+        if first < len(rows) < end:
+            optimiser.load_state_dict(state["optimiser"])
+            scheduler.load_state_dict(state["scheduler"])
+        for chunk in range(max(first, len(rows)), end):
+            for path in sorted((folder / "shards").glob("????.npz")):
+                if path not in seen:
+                    seen[path] = read_shard(path)
+            images, masks = (np.concatenate(arrays) for arrays in zip(*seen.values(), strict=True))
+            loader = torch.utils.data.DataLoader(Shown(images, masks, chunk), SETTINGS.batch_size)
+            loss = training.train_one_epoch(network, loader, training.combined_loss, optimiser, scheduler)
+            row = {"shown": (chunk + 1) * CHUNK, "phantoms": len(images), "loss": loss}
+            if pairs is not None and ((chunk + 1) % every == 0 or chunk + 1 == end):
+                row |= score_real(network, pairs)
+            rows.append({name: float(value) for name, value in row.items()})
+            click.echo("  ".join(f"{name} {value:.6g}" for name, value in row.items()))
+            state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "rows": rows}
+            torch.save(state | {"scheduler": scheduler.state_dict()}, last.with_suffix(".tmp"))
+            os.replace(last.with_suffix(".tmp"), last)
+            pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False, float_format="%.5g")
 
 
 @cli.command()
