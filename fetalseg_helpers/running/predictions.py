@@ -12,7 +12,7 @@ from fetalseg_helpers.training import PRETRAINED
 from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, write_png
 
 ELLIPSE = ("x_px", "y_px", "a_px", "b_px", "angle", "circumference_px")
-DOUBTFUL = 0.1  # more doubt than this is told
+DOUBTFUL = 0.08  # more doubt than this is told
 ORANGE = (26, 140, 255)  # blue, green, red: that of predictions in every figure
 
 
