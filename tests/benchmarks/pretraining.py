@@ -1,6 +1,6 @@
 """Make `fetalseg_helpers/phantoms/pretrained.pt` anew: draw phantoms, train on them alone, look at real frames.
 
-    python tests/benchmarks/pretraining.py draw runs/pretraining [--shards 80]        # may run beside the next one
+    python tests/benchmarks/pretraining.py draw runs/pretraining [--shards 42]        # may run beside the next one
     python tests/benchmarks/pretraining.py train runs/pretraining [--real FOLDER]     # goes on where it stopped
     python tests/benchmarks/pretraining.py ship runs/pretraining
     python tests/benchmarks/pretraining.py measure FOLDER --out runs/pretraining
@@ -134,7 +134,7 @@ def cli():
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--shards", default=80, show_default=True, help=f"Files of {SHARD} phantoms.")
+@click.option("--shards", default=42, show_default=True, help=f"Files of {SHARD} phantoms.")
 def draw(folder, shards):
     """Draw what is not there yet."""
     cv2.setNumThreads(1)
@@ -207,7 +207,7 @@ def ship(folder):
 
 
 def non_heads():
-    """Name and image of what shows no head, none of it trained on: twelve of each kind, and crops of photographs."""
+    """Name and image of what shows no head, twelve of each kind; these very ones were not trained on."""
     size = frames.HEIGHT, frames.WIDTH
     for number in range(12):
         rng = np.random.default_rng([3, number])
@@ -234,13 +234,18 @@ def measure(real, out):
     """What ships, on real pairs and on what is no head: `real.csv` and `non_heads.csv`."""
     network, state = training.load_network(PRETRAINED)
     cut = predictions.frozen_cut(PRETRAINED, state)
+
+    def find(image):
+        probability = evaluation.predict_image(network, image, state["canvas"], cut["flip"])
+        mask = evaluation.cut(probability, cut["threshold"], cut["region"])
+        return mask, predictions.doubt(probability, mask)
+
     rows = []
     for pair in usable(real).itertuples():
         image, truth = preprocessing.read_pair(pair.image_path, pair.mask_path)
-        probability = evaluation.predict_image(network, image, state["canvas"], cut["flip"])
-        mask = evaluation.cut(probability, cut["threshold"], cut["region"])
+        mask, doubt = find(image)
         dice, iou = evaluation.dice_score(mask, truth), evaluation.iou_score(mask, truth)
-        rows.append((pair.image_id, pair.examination, dice, iou, predictions.doubt(probability, mask)))
+        rows.append((pair.image_id, pair.examination, dice, iou, doubt))
     scores = pd.DataFrame(rows, columns=["image_id", "examination", "dice", "iou", "doubt"])
     low, high = evaluation.bootstrap_interval(scores.dice, scores.examination)
     doubtful = set(scores.nlargest(len(scores) // 10, "doubt").image_id)
@@ -252,9 +257,8 @@ def measure(real, out):
     click.echo(f"of the ten worst, {caught} are in the tenth of most doubt; {told} images are told to be in doubt")
     rows = []
     for kind, image in non_heads():
-        probability = evaluation.predict_image(network, image, state["canvas"], cut["flip"])
-        mask = evaluation.cut(probability, cut["threshold"], cut["region"])
-        empty, doubt = not mask.any(), predictions.doubt(probability, mask)
+        mask, doubt = find(image)
+        empty = not mask.any()
         rows.append((kind, empty, not empty and doubt > predictions.DOUBTFUL, doubt))
     others = pd.DataFrame(rows, columns=["kind", "empty", "in_doubt", "doubt"])
     others["called_a_head"] = ~(others["empty"] | others["in_doubt"])
