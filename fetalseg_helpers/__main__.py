@@ -158,12 +158,14 @@ def train(data, preset, run_dir, examinations, resume, start, parameters):
     folder = lessons.choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
     values = lessons.read_preset("quick") | lessons.read_preset(preset or "quick")
     values |= read_json(folder / "data.json")
-    if start and not resume:
-        start = training.PRETRAINED if start == "pretrained" else start
+    start = start or given.get("start", "scratch")
+    if start not in ("scratch", "pretrained"):
+        start = str(Path(start).expanduser().absolute())
+    given |= {"start": start} if start != "scratch" else {}
+    if start != "scratch" and not resume:
         first = training.load_checkpoint(start)
-        values |= {name: first["settings"][name] for name in training.ARCHITECTURE} | (
-            first["canvas"] if not preset else {}
-        )
+        values |= {name: first["settings"][name] for name in training.ARCHITECTURE}
+        values |= first["canvas"] if not preset else {}
     if not preset:
         values |= read_json(folder / "prepared" / "settings.json")
     if resume:
@@ -175,7 +177,7 @@ def train(data, preset, run_dir, examinations, resume, start, parameters):
         values |= last
     values |= given
     unet.check_divisible(values["height"], values["width"], values["depth"])
-    processes.train(folder, values, click.echo, resume=resume, start=start)
+    processes.train(folder, values, click.echo, resume)
 
 
 @cli.command()

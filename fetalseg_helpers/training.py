@@ -47,6 +47,7 @@ class Settings:
     augmented: bool = True
     patience: int = 15  # epochs without a better validation Dice before stopping
     seed: int = 0
+    start: str = "scratch"  # or 'pretrained', the network that ships, or a checkpoint's path: the first weights
 
     @classmethod
     def of(cls, values):
@@ -153,10 +154,10 @@ def save_checkpoint(path, state):
 def load_checkpoint(path):
     """Read a checkpoint, or weights alone, and make sure that all of it can be used; code in a file is never run.
 
-    Gives a dictionary: `settings`, `canvas`, `epoch`, `valid_dice`, `network` (the weights), `sha256`, and in `last.pt`
-    what a resumed training needs; for weights alone see `around`. A FetalsegError says why a file cannot be used.
+    `path` 'pretrained' is the network that ships. Gives a dictionary of `settings`, `canvas`, `epoch`, `valid_dice`,
+    `network` (weights), `sha256`, and what `last.pt` needs to resume. A FetalsegError says why a file cannot be used.
     """
-    path = Path(path)
+    path = PRETRAINED if path == "pretrained" else Path(path)
     if not path.is_file():
         raise FetalsegError(f"there is no file {shown(path)}: run notebook 05 first, or give the right checkpoint.")
     try:
@@ -254,15 +255,12 @@ class Trainer:
     loss : callable of (logits, truth); by default `combined_loss` with the weights of `settings`
     train_epoch : callable that shows every batch once, as `train_one_epoch`
     resume : bool, whether to go on from `last.pt` where there is one
-    start : Path of a checkpoint whose weights to begin with (fine-tuning), instead of random ones
 
     A FetalsegError says if a split is empty, the training split smaller than a batch, the canvas does not divide by
-    2^depth, `last.pt` was made with other settings or data, or the weights of `start` are of another network.
+    2^depth, `last.pt` was made with other settings or data, or the first weights are of another network.
     """
 
-    def __init__(
-        self, run_dir, settings, network=None, loss=None, train_epoch=train_one_epoch, resume=False, start=None
-    ):
+    def __init__(self, run_dir, settings, network=None, loss=None, train_epoch=train_one_epoch, resume=False):
         self.folder, self.settings = workspace.run_folder(run_dir), settings
         self.device = workspace.choose_device()
         self.canvas = preprocessing.read_canvas(run_dir)
@@ -281,7 +279,8 @@ class Trainer:
         self.history = []
         self.belongs_to = self.identity()  # once: files that change meanwhile are not what was learnt from
         resume = resume and (self.folder / "last.pt").exists()
-        if start is not None and not resume:
+        if settings.start != "scratch" and not resume:
+            start = settings.start if settings.start == "pretrained" else workspace.project_root() / settings.start
             load_weights(self.network, load_checkpoint(start)["network"], start)
         self.first_weights = copy.deepcopy(self.network.state_dict())
         self.go_back(resume)
@@ -326,7 +325,7 @@ class Trainer:
         if "optimiser" not in state:
             raise FetalsegError(f"{path} is a checkpoint.pt, which holds no optimiser to go on with: train anew.")
         was = [f"{name} {state['settings'].get(name)}" for name, value in mine["settings"].items()
-               if state["settings"].get(name) != value]  # fmt: skip
+               if state["settings"].get(name, "scratch") != value]  # fmt: skip
         if state.get("processes") != mine["processes"]:
             was.append(f"{state.get('processes')} processes")
         if any(state.get(name) != mine[name] for name in ("canvas", "images", "pixels")):

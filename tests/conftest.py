@@ -68,6 +68,18 @@ def phantom_set(made_once):
 
 
 @pytest.fixture(scope="session")
+def folders(made_once):
+    """A folder for run folders, in which the 24 phantoms lie that they share; see `quick_frame`."""
+
+    def write(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset, "draw_frame", quick_frame)
+            dataset.write_phantoms(folder / "phantom_24", 24, 0)
+
+    return made_once("notebooks", write)
+
+
+@pytest.fixture(scope="session")
 def planted(phantom_set):
     """The defects of `phantom_set`: kind to list of names."""
     return dataset.planted_defects(COUNT, SEED)

@@ -88,6 +88,17 @@ def test_it_says_what_the_masks_are_and_what_the_network_must_not_be_used_for(ru
     assert text.startswith("# Model card A U-Net") and "never for clinical use" in text
 
 
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [("scratch", "random weights"), ("pretrained", "had seen phantoms"), ("/home/me/mine.pt", "another checkpoint")],
+)
+def test_it_says_what_training_began_with(start, words, run_dir):
+    state = training.load_checkpoint(run_dir / "checkpoint.pt")
+    state["settings"]["start"] = start
+    training.save_checkpoint(run_dir / "checkpoint.pt", state)
+    assert words in section_text(run_dir, "Training") and "/home/me" not in card_of(run_dir)
+
+
 def section_text(run_dir, title):
     return " ".join(section(card_of(run_dir), title).split())
 
@@ -152,7 +163,7 @@ def test_network_and_training_are_described_by_the_checkpoint(run_dir):
     words = section_text(run_dir, "Training")
     assert f"The weights of epoch {state['epoch']} of 2" in words and f"({state['valid_dice']:.4f} at" in words
     for name, value in state["settings"].items():
-        assert f"{name} {value}" in words
+        assert name == "start" or f"{name} {value}" in words
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import quick_frame
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
@@ -30,7 +29,6 @@ from matplotlib.patches import Rectangle
 from notebook_checks import UNCOMMITTED, check_notebook, committed, defined, parameters_cell
 
 from fetalseg_helpers import plotting, preprocessing, training, verification, workspace
-from fetalseg_helpers.phantoms import dataset
 from fetalseg_helpers.running import lessons, stages
 from fetalseg_helpers.running.checks import PARAMETERS, check_parameters
 
@@ -476,18 +474,6 @@ def test_papermill_finds_every_parameter_with_its_comment():
 
 
 # --- that they run, in this process: all that a kernel would do, without starting one
-
-
-@pytest.fixture(scope="session")
-def folders(made_once):
-    """A folder for run folders, in which the 24 phantoms lie that they share; see `quick_frame`."""
-
-    def write(folder):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dataset, "draw_frame", quick_frame)
-            dataset.write_phantoms(folder / "phantom_24", 24, 0)
-
-    return made_once("notebooks", write)
 
 
 def execute(path, values, *changes, cells=None, times=1, names=None):

@@ -1000,7 +1000,7 @@ def test_a_network_that_is_wrapped_itself_keeps_its_names(run_dir):
 def test_fine_tuning_begins_with_weights_alone(run_dir, tmp_path):
     weights = network_of(3).state_dict()
     torch.save({f"module.{name}": weight for name, weight in weights.items()}, tmp_path / "start.pt")
-    loop = training.Trainer(run_dir, SMALL, start=tmp_path / "start.pt")
+    loop = training.Trainer(run_dir, replace(SMALL, start=str(tmp_path / "start.pt")))
     assert network_equals(loop.network, weights)
 
 
@@ -1199,8 +1199,8 @@ def test_a_history_that_was_not_written_any_more_is_written_when_resuming(run_di
 
 def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(run_dir, uninterrupted):
     network, _ = training.load_network(uninterrupted / "checkpoint.pt")
-    chosen = replace(SMALL, epochs=1, learning_rate=1e-3)
-    loop = training.Trainer(run_dir, chosen, start=uninterrupted / "checkpoint.pt")
+    chosen = replace(SMALL, epochs=1, learning_rate=1e-3, start=str(uninterrupted / "checkpoint.pt"))
+    loop = training.Trainer(run_dir, chosen)
     assert same(dict(loop.network.state_dict()), dict(network.state_dict()))
     assert loop.history == []
     loop.run_epoch()
@@ -1210,15 +1210,16 @@ def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(run_dir, uninterrup
 
 def test_fine_tuning_another_network_is_refused(run_dir, uninterrupted):
     with pytest.raises(FetalsegError) as error:
-        training.Trainer(run_dir, replace(SMALL, base_channels=6), start=uninterrupted / "checkpoint.pt")
+        training.Trainer(run_dir, replace(SMALL, base_channels=6, start=str(uninterrupted / "checkpoint.pt")))
     assert_one_sentence(error, "checkpoint.pt", "base_channels")
 
 
 def test_a_resumed_fine_tuning_goes_on_where_it_stopped_also_when_its_start_is_gone(run_dir, uninterrupted, tmp_path):
     start = Path(shutil.copy(uninterrupted / "checkpoint.pt", tmp_path / "start.pt"))
-    training.Trainer(run_dir, SMALL, start=start).run_epoch()
+    settings = replace(SMALL, start=str(start))
+    training.Trainer(run_dir, settings).run_epoch()
     start.unlink()
-    resumed = training.Trainer(run_dir, SMALL, resume=True, start=start)
+    resumed = training.Trainer(run_dir, settings, resume=True)
     assert same(dict(resumed.network.state_dict()), load(run_dir / "last.pt")["network"]) and len(resumed.history) == 1
 
 

@@ -14,6 +14,8 @@ from fetalseg_helpers.workspace import FetalsegError, cv2, read_json, run_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 FORMS = {"dice": "{:.3f}", "hd95_px": "{:.0f}", "area_error_percent": "{:+.0f}"}  # of what is listed of them
+SHIPPED = "the network that ships, which had seen phantoms designed by looking at the Ultrasound Fetus Dataset"
+BEGUN = {"scratch": "random weights", "pretrained": SHIPPED}
 LICENCES = pd.read_csv(TEMPLATE.with_name("licences.csv"), index_col="data").licence.to_dict()
 
 
@@ -66,7 +68,8 @@ def write_model_card(run_dir):
         data=describe_data(asked, pairs),
         shared=f"**{leak}**" if seen else "No test image shares an examination with a training image.",
         counts=markdown_table(counts.loc[list(loading.SPLITS)]),
-        every_setting=", ".join(f"{name} {value}" for name, value in state["settings"].items()),
+        begun=BEGUN.get(state["settings"].get("start", "scratch"), "the weights of another checkpoint"),
+        every_setting=", ".join(f"{name} {value}" for name, value in state["settings"].items() if name != "start"),
         flip=", averaged over the image and its mirror" if metrics["parameters"].get("flip") else "",
         scores=markdown_table(summaries.summary_table(metrics)) + agreement,
         below=int((scores.dice < 0.9).sum()),

@@ -17,24 +17,24 @@ from fetalseg_helpers.running.report import of_run
 from fetalseg_helpers.workspace import CANVAS_KEYS, FetalsegError, choose_device, shown
 
 
-def train(folder, values, report, **options):
+def train(folder, values, report, resume=False):
     """Train in a run folder, in all processes that torchrun has started, or in this one alone.
 
-    `values` are data and settings, `options` (`resume`, `start`) for the trainer; `report` takes lines.
+    `values` are data and settings; `report` takes lines.
     """
     alone = "TORCHELASTIC_RUN_ID" not in os.environ
     with nullcontext() if alone else joined():
         trainer = training.Trainer if alone else DistributedTrainer
-        train_here(trainer, folder, values, report if is_first() else str, options)
+        train_here(trainer, folder, values, report if is_first() else str, resume)
 
 
-def train_here(make_trainer, folder, values, report, options):
+def train_here(make_trainer, folder, values, report, resume):
     """This process's part; a function of its own, so that nothing of it is left when the processes part."""
     if is_first():  # the trainers of the others wait for it
         keys = (*stages.OF_DATA, *CANVAS_KEYS)
         stages.ensure_verified(folder, **{name: values[name] for name in keys if name in values})
         report(of_run(folder))
-    trainer = make_trainer(folder, training.Settings.of(values), **options)
+    trainer = make_trainer(folder, training.Settings.of(values), resume=resume)
     if trainer.history:
         report(f"{shown(folder / 'last.pt')}: going on after epoch {len(trainer.history)} of {values['epochs']}.")
     best = training.train(trainer, report).valid_dice.max()
