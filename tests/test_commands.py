@@ -343,7 +343,7 @@ def test_a_training_needs_not_be_told_what_its_preset_leaves_out(call, drawn, tm
     size = parameters({"width": 48, "height": 32, "start": "scratch"})
     result = call("train", "--preset", "laptop", "--data", drawn, "--run-dir", tmp_path / "run", *size, *ONE_EPOCH)
     assert result.returncode == 0 and "best validation Dice" in result.stdout, result.stderr
-    assert training.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["settings"]["patience"] == 33  # the preset's
+    assert training.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["settings"]["patience"] == 16  # the preset's
 
 
 @pytest.mark.parametrize("preset", [(), ("--preset", "quick", "-p", "width", "48", "-p", "height", "32")])

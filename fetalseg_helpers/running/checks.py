@@ -172,3 +172,19 @@ def self_check(promises, hopes=()):
         print("yes" if kept else "NO ", promise)
     for promise, kept in promises.items():  # other parameters may rightly break what is a hope
         assert kept or promise in hopes, f"self-check failed: {promise}"
+
+
+NOT_ANSWERED = "not answered yet."
+
+
+def judge(task, answer, find_problem):
+    """Say in one line whether the answer to a task of the exercises is right, missing, or what is wrong with it.
+
+    `find_problem` takes the answer, a value or a function, and gives a sentence, or None where nothing is wrong. What
+    the answer raises is told in words too.
+    """
+    try:
+        problem = NOT_ANSWERED if answer is None or answer is ... else find_problem(answer)
+    except Exception as error:
+        problem = f"it stops with {type(error).__name__}: {error}"
+    print(f"Task {task}: {problem or 'right.'}")

@@ -1,15 +1,19 @@
-"""Images per second of this course's U-Net beside MONAI's BasicUNet and UNet, alternating in one process.
+"""What a step of this course's training costs, beside MONAI's BasicUNet and UNet, alternating in one process.
 
-    python tests/benchmarks/throughput.py OUT [--rounds 9] [--channels 16] [--batch 8] [--width 192] [--height 128]
+    python tests/benchmarks/throughput.py OUT [--rounds 9] [--channels 16] [--batch 8] [--width 96] [--height 64]
 
 The networks compared have four halvings and the same channels on each level; all train on the same batch with the same
 loss. MONAI's two run as its documentation shows them: 32-bit numbers, default layout, torch's Adam. "plain" is this
 course's network run the same way. Written are `throughput.csv`, images per second and the ratio to BasicUNet in the
-same round, and `parts.csv`, where a step of this course's training spends its time at `--depth`. Needs MONAI: pip
-install monai.
+same round; `parts.csv`, where an epoch of this course's training spends its time, batches read and varied included; and
+`peak.csv`, the floating-point operations that the network does in a second, forward and backward, as a share of what a
+32-bit matrix product of the same machine reaches in the same round. Printed are the seconds of a whole epoch of the
+trainer, of its batches and its validation alone, and the highest memory. To see a processor without bfloat16 and
+AVX-512 on a better one, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. Needs MONAI: pip install monai.
 """
 
 import argparse
+import resource
 import time
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import pandas as pd
 import torch
 from monai.networks.nets import BasicUNet
 from monai.networks.nets import UNet as MonaiUNet
+from torch.utils.flop_counter import FlopCounterMode
 
 from fetalseg_helpers import training, unet
 from fetalseg_helpers.running import stages
@@ -105,12 +110,51 @@ def measure(arguments, device):
     return table
 
 
-def parts(arguments, device):
-    """Where an epoch of this course's training spends its time, by kind of operation, as torch's profiler sees it."""
+def peak(arguments, device):
+    """Operations a second of a training step and of a matrix product, in turns, and the share of the first."""
+    size = (arguments.batch, 1, arguments.height, arguments.width)
+    images, masks = torch.rand(size, device=device), (torch.rand(size, device=device) > 0.7).float()
+    network = unet.make_network(arguments.channels, 4, "batch")
+    with FlopCounterMode(display=False) as counter:
+        network(images).sum().backward()
+    work = counter.get_total_flops()
+    matrix = torch.rand(2000, 2000, device=device)
+    train, _ = step_of(network, True, images, masks)
+    train(), matrix @ matrix  # these warm up
+    rows = []
+    for number in range(arguments.rounds):
+        product = 2 * 2000**3 / timed(lambda: matrix @ matrix, arguments.steps, device)
+        reached = work / timed(train, arguments.steps, device)
+        rows.append((number, work / arguments.batch / 1e9, reached / 1e9, product / 1e9, reached / product))
+    columns = ["round", "gflop_per_image", "training_gflops", "product_gflops", "share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def make_trainer(arguments):
+    """A trainer of the course on 160 phantoms, with the network that is measured here."""
     run_dir = arguments.out.resolve() / "run"
-    stages.ensure_verified(run_dir, arguments.width, arguments.height, phantoms=60)
-    settings = training.Settings(arguments.channels, arguments.depth, batch_size=arguments.batch)
-    trainer = training.Trainer(run_dir, settings)
+    stages.ensure_verified(run_dir, arguments.width, arguments.height, phantoms=160)
+    return training.Trainer(run_dir, training.Settings(arguments.channels, 4, batch_size=arguments.batch))
+
+
+def epoch(trainer):
+    """Print what a whole epoch takes, and its batches and its validation alone, in ms for each image."""
+    trainer.run_epoch()  # warms up
+    images = len(trainer.train_set)
+    for name, work, count in (
+        ("a whole epoch, checkpoints written", trainer.run_epoch, images),
+        ("its training images read and varied", lambda: list(trainer.batches(3)), images),
+        ("its validation", lambda: trainer.checked(0.0, images), len(trainer.valid_set)),
+    ):
+        took = sorted(timed(work, 1, trainer.device) for _ in range(5))
+        low, middle, high = (1000 * took[place] / count for place in (0, 2, 4))
+        print(f"{name}: {middle:.2f} ms for each of {count} images ({low:.2f} to {high:.2f}, five times)")
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"highest memory of the process: {highest / 1e6:.0f} MB")
+
+
+def parts(arguments, trainer, device):
+    """Where an epoch of this course's training spends its time, by kind of operation, as torch's profiler sees it."""
     loader = torch.utils.data.DataLoader(trainer.train_set, arguments.batch)
     step = (trainer.network, loader, trainer.loss_function, trainer.optimiser, trainer.scheduler, 1.0, trainer.reduced)
     training.train_one_epoch(*step)  # warms up
@@ -136,20 +180,24 @@ def main():
         ("rounds", 9),
         ("steps", 5),
         ("channels", 16),
-        ("depth", 5),
         ("batch", 8),
-        ("width", 192),
-        ("height", 128),
+        ("width", 96),
+        ("height", 64),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = choose_device()
+    trainer = make_trainer(arguments)
+    epoch(trainer)
+    shares = peak(arguments, device)
+    shares.to_csv(arguments.out / "peak.csv", index=False)
+    print(shares.quantile([0, 0.5, 1]).drop(columns="round").round(3).to_string())
     table = measure(arguments, device)
     table.to_csv(arguments.out / "throughput.csv", index=False)
     columns = ["images_per_second", "times_basic_unet"]
     print(table.groupby(["what", "network"])[columns].quantile([0.25, 0.5, 0.75]).unstack().round(2).to_string())
-    spent = parts(arguments, device)
+    spent = parts(arguments, trainer, device)
     spent.to_csv(arguments.out / "parts.csv", index=False)
     print(spent.round(3).to_string(index=False))
 
