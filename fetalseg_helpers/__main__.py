@@ -58,7 +58,8 @@ def cli():
 
 
 @cli.command(params=list(of_notebooks))
-def run(data, preset, run_dir, examinations, parameters):
+@click.option("--html", is_flag=True, help="Leave each notebook as a page for any browser too, and index.html.")
+def run(data, preset, run_dir, examinations, html, parameters):
     """Execute the six notebooks in a row."""
     from fetalseg_helpers import unet, workspace
     from fetalseg_helpers.running import lessons, report, stages
@@ -84,6 +85,10 @@ def run(data, preset, run_dir, examinations, parameters):
     click.echo(f"mean of {metrics['images']} test images of {metrics['examinations']} examinations at their own size.")
     click.echo(f"{where} holds the executed notebooks (notebooks/), the scores (metrics.csv), the predicted masks")
     click.echo("(predictions/), the model card (model_card.md) and the trained network (checkpoint.pt).")
+    if html:
+        from fetalseg_helpers.running import pages
+
+        click.echo(f"{workspace.shown(pages.write_pages(folder))} leads to all of it in a browser.")
     if data == "phantom":
         click.echo("These are phantoms: the score shows that everything works, it is no result.")
         click.echo("Next, real frames: python -m fetalseg_helpers fetch kaggle")
@@ -133,12 +138,10 @@ def verify(folder, examinations, negatives, every, as_json):
     pairs = loading.load_pairs(folder, **lessons.parse_parameters([], examinations=examinations))
     findings, measurements = verification.verify_pairs(pairs, negatives=negatives)
     if as_json:
-        tables = {"causes": report.causes(findings), "findings": findings}
-        told = {name: table.to_dict("records") for name, table in tables.items()}
-        click.echo(json.dumps(report.describe(pairs, findings, measurements) | told, indent=2))
+        told = report.describe(pairs, findings, measurements) | {"causes": report.causes(findings).to_dict("records")}
+        click.echo(json.dumps(told | {"findings": findings.to_dict("records")}, indent=2))
     else:
-        for line in report.lines(pairs, findings, measurements, every):
-            click.echo(line)
+        click.echo("\n".join(report.lines(pairs, findings, measurements, every)))
     sys.exit(0 if findings.severity.eq("note").all() else 1)
 
 
@@ -151,19 +154,18 @@ def train(data, preset, run_dir, examinations, resume, start, parameters):
     from fetalseg_helpers.running import lessons, processes
     from fetalseg_helpers.workspace import FetalsegError, read_json
 
-    given = lessons.parse_parameters(parameters, data=data, examinations=examinations)
+    given = lessons.parse_parameters(parameters, data=data, examinations=examinations, start=start)
     for name in ("run_dir", "resume"):
         if name in given:
             raise FetalsegError(f"training takes no parameter {name}: give --{name.replace('_', '-')}.")
     folder = lessons.choose_folder(run_dir, given.get("data", "phantom"), preset or "quick")
     values = lessons.read_preset("quick") | lessons.read_preset(preset or "quick")
     values |= read_json(folder / "data.json")
-    start = start or given.get("start", "scratch")
+    start = given.get("start", "scratch")
     if start not in ("scratch", "pretrained"):
-        start = str(Path(start).expanduser().absolute())
-    given |= {"start": start} if start != "scratch" else {}
+        given["start"] = str(Path(start).expanduser().absolute())
     if start != "scratch" and not resume:
-        first = training.load_checkpoint(start)
+        first = training.load_checkpoint(given["start"])
         values |= {name: first["settings"][name] for name in training.ARCHITECTURE}
         values |= first["canvas"] if not preset else {}
     if not preset:
@@ -264,8 +266,7 @@ def evaluate(predictions, masks, pixel_size_csv, tolerance, out):
     sizes = circumference.read_pixel_sizes(pixel_size_csv) if pixel_size_csv else None
     scores, problems = folders.score_folder(predictions, masks, sizes, tolerance)
     summary = folders.write_scores(out, scores, problems, tolerance)
-    for line in folders.report(scores, problems, summary):
-        click.echo(line)
+    click.echo("\n".join(folders.report(scores, problems, summary)))
     click.echo(f"{len(scores)} of {summary['masks']} masks scored; every score: {out}/metrics.csv")
     sys.exit(1 if summary["unscored"] else 0)
 

@@ -13,9 +13,11 @@ import matplotlib
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 
-from fetalseg_helpers import workspace
+from fetalseg_helpers import training, unet, workspace
+from fetalseg_helpers.phantoms import dataset
 
 ROOT = workspace.project_root()
 EXERCISES = ROOT / "notebooks" / "exercises"
@@ -179,3 +181,33 @@ def test_five_hand_ins_end_in_a_table_of_five_rows(course, tmp_path):
     points = sum(points for task, points in tasks(assignment).items() if task in Page(assignment).tasks)
     assert table.raw_score["right"] == points > table.raw_score["half"] > 0
     assert (table.raw_score[["empty", "endless", "deadly"]] == 0).all(), table.raw_score
+
+
+# --- the leaderboard of the capstone
+
+
+def test_the_leaderboard_ranks_hand_ins_and_says_what_is_wrong_with_the_others(tmp_path):
+    torch.manual_seed(0)
+    network, shipped = training.load_network("pretrained")
+    settings = shipped["settings"] | {"epochs": 10, "batch_size": 8, "start": "scratch"}
+    state = shipped | {"network": network.state_dict(), "settings": settings, "images": [["1_HC"] * 80, ["2_HC"]]}
+    fresh = unet.make_network(*(settings[name] for name in training.ARCHITECTURE)).state_dict()
+    hand_ins = {
+        "ada": state,
+        "ben": state | {"network": fresh},
+        "cleo": state | {"settings": settings | {"epochs": 200}},
+        "dan": state | {"settings": settings | {"start": "pretrained"}},
+    }
+    for student, one in hand_ins.items():
+        training.save_checkpoint(tmp_path / "in" / student / "checkpoint.pt", one)
+    (tmp_path / "in" / "eve").mkdir()
+    dataset.write_phantoms(tmp_path / "hidden_7", count=12, seed=7)
+    command = [sys.executable, EXERCISES / "leaderboard.py", tmp_path / "in", "--seed", "7"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("student")
+    assert list(table.index[:2]) == ["ada", "ben"] and sorted(table.index) == [*hand_ins, "eve"]
+    assert table.mean_dice["ada"] > 0.9 > table.mean_dice["ben"] and table.steps["ada"] == 100
+    assert table.mean_dice[["cleo", "dan", "eve"]].isna().all()
+    for student, words in {"cleo": "2000 steps", "dan": "from scratch", "eve": "no file"}.items():
+        assert words in table.problem[student]

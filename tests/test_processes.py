@@ -140,4 +140,4 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_made(tmp_p
 def test_the_nearest_batches_that_can_be_divided_are_named(monkeypatch, batch, count, nearest):
     monkeypatch.setattr(processes.distributed, "get_world_size", lambda: count)
     with pytest.raises(FetalsegError, match=f"batch_size {batch} .* use {nearest}."):
-        processes.share_of_batch(batch)
+        processes.DistributedTrainer("nowhere", replace(SETTINGS, batch_size=batch))

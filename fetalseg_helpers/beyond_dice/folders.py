@@ -27,35 +27,27 @@ def shown_as_named(path):
     return f"{shown(path.parent)}/{path.name}"
 
 
-def list_masks(folder):
-    """Outlines below a folder, or all files where none is, by their image's name; and images without an outline.
+def pair_up(predictions, masks):
+    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`.
 
-    Both are rows of `loading.find_files`; copies count once.
+    Of the folder of masks, all outlines are taken, or all files where none is one; copies count once.
     """
-    files = loading.find_files(folder)
+    truths, found, matched, problems = {}, {}, [], []
+    files = loading.find_files(masks)
     files = files[~files.kind.isin(NO_MASKS)]
-    outlines = files[files.kind == "outline"]
-    chosen = files if outlines.empty else outlines
-    found = {}
+    chosen = files[files.kind == "outline"] if files.kind.eq("outline").any() else files
     for file in chosen.itertuples():
-        same = found.setdefault(file.stem, [])  # copies count once
+        same = truths.setdefault(file.stem, [])
         if not any(loading.fingerprint(file.path) == loading.fingerprint(other.path) for other in same):
             same.append(file)
-    return found, list(files[(files.kind == "image") & ~files.stem.isin(chosen.stem)].itertuples())
-
-
-def pair_up(predictions, masks):
-    """Match predictions and masks: (name, prediction, mask) each, and problems as rows of `PROBLEM_COLUMNS`."""
-    truths, images = list_masks(masks)
-    taken = {shown_as_named(file.path) for files in truths.values() for file in files}
-    found, matched, problems = {}, [], []
+    taken = {shown_as_named(file.path) for same in truths.values() for file in same}
     for file in loading.find_files(predictions).itertuples():
         if file.kind in NO_MASKS:
             problems.append((file.stem, "passed over", file.path, loading.ASIDE[file.kind]))
         elif shown_as_named(file.path) not in taken:
             found.setdefault(file.stem, []).append(file)
-    alone = [file for file in images if file.stem not in found]
-    problems += [(file.stem, "passed over", file.path, "images without a mask") for file in alone]
+    alone = files[(files.kind == "image") & ~files.stem.isin([*truths, *found])]
+    problems += [(file.stem, "passed over", file.path, "images without a mask") for file in alone.itertuples()]
     for stem in sorted({*found, *truths}, key=lambda stem: (loading.natural_order(stem), stem)):
         both = found.get(stem, []), truths.get(stem, [])
         patients = {loading.patient(file.place) for files in both for file in files}
@@ -151,11 +143,9 @@ def report(scores, problems, summary):
     quiet = problems.problem.isin(["passed over", "values"])
     for problem in problems[~quiet].itertuples():
         yield f"{problem.problem:<12}{problem.file} {problem.detail}"
-    passed = problems.detail[problems.problem == "passed over"]
-    for detail, count in passed.value_counts().items():
-        yield f"{count} files passed over: {detail}."
-    for detail, some in problems[problems.problem == "values"].groupby("detail"):
-        yield f"{len(some)} files, such as {some.file.iloc[0]}: {detail}."
+    for (problem, detail), some in problems[quiet].groupby(["problem", "detail"]):
+        which = " passed over" if problem == "passed over" else f", such as {some.file.iloc[0]}"
+        yield f"{len(some)} files{which}: {detail}."
     yield summaries.summary_table(summary).to_string()
     pooled = f"Dice {summary['pooled_dice']:.4f}, IoU {summary['pooled_iou']:.4f}"
     yield f"{summary['images']} images of {summary['examinations']} examinations; all pixels pooled: {pooled}"

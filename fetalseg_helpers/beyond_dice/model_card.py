@@ -26,16 +26,6 @@ def markdown_table(table):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def describe_data(asked, pairs):
-    """What the data are, and their licence."""
-    if asked["data"] == "phantom":
-        works = "The scores below show that all works; they are no result, and say nothing about real frames."
-        return f"**{asked['phantoms']} phantoms**, simulated frames. {works}"
-    known = f"If it is the Kaggle data set: {LICENCES['kaggle']}"
-    own = f"A folder of the user's, `{Path(asked['root']).name}`, whose licence its maker has to state. {known}"
-    return f"{len(pairs)} pairs. {LICENCES.get(asked['data'], own)}"
-
-
 def write_model_card(run_dir):
     """Write `model_card.md` into a run folder; returns its path.
 
@@ -49,6 +39,13 @@ def write_model_card(run_dir):
     if metrics.get("checkpoint_sha256") != state["sha256"]:
         raise FetalsegError(f"{folder / 'metrics.json'} is of other weights than checkpoint.pt: run notebook 06 again.")
     pairs = verification.usable_pairs(run_dir)
+    known = f"If it is the Kaggle data set: {LICENCES['kaggle']}"
+    own = f"A folder of the user's, `{Path(asked['root']).name}`, whose licence its maker has to state. {known}"
+    data = f"{len(pairs)} pairs. {LICENCES.get(asked['data'], own)}"
+    if simulated := asked["data"] == "phantom":
+        works = "The scores below show that all works; they are no result, and say nothing about real frames."
+        data = f"**{asked['phantoms']} phantoms**, simulated frames. {works}"
+    masks = TEMPLATE.with_name("masks_phantom.md" if simulated else "masks_real.md")
     counts = pairs.groupby("split").agg(images=("image_id", "count"), examinations=("examination", "nunique"))
     test = pairs[pairs.split == "test"]
     seen = int(test.examination.isin(pairs.examination[pairs.split == "train"]).sum())
@@ -58,14 +55,13 @@ def write_model_card(run_dir):
     agreement = f"\n\n{sentence[0].upper()}{sentence[1:]}." if sentence else ""
     worst = scores.sort_values("dice").head(5).set_index("image_id")
     columns = {METRICS[name].label: worst[name].map(form.format) for name, form in FORMS.items() if name in worst}
-    masks = TEMPLATE.with_name("masks_phantom.md" if asked["data"] == "phantom" else "masks_real.md")
     text = TEMPLATE.read_text(encoding="utf-8").format(
         asked=asked,
         metrics=metrics,
         state=state,
         fitted={"scale": "scaled", "pad": "padded or cropped"}[state["canvas"]["fit"]],
         masks=masks.read_text(encoding="utf-8").strip(),
-        data=describe_data(asked, pairs),
+        data=data,
         shared=f"**{leak}**" if seen else "No test image shares an examination with a training image.",
         counts=markdown_table(counts.loc[list(loading.SPLITS)]),
         begun=BEGUN.get(state["settings"].get("start", "scratch"), "the weights of another checkpoint"),

@@ -11,7 +11,7 @@ from fetalseg_helpers.workspace import cv2
 DYNAMIC_RANGE = 60  # dB from black to white, a usual setting: so a change of the gain becomes one of the grey levels
 # Of each way by its name: the `unit` of a strength, and the `strengths`, five numbers that rise
 TABLE = pd.read_csv(Path(__file__).with_name("corruptions.csv"), index_col="name", converters={"strengths": json.loads})
-CORRUPTIONS = dict(zip(TABLE.index, TABLE.itertuples(index=False), strict=True))
+CORRUPTIONS = dict(TABLE.iterrows())
 
 
 def corrupt(name, image, mask, strength, seed=0):

@@ -21,8 +21,7 @@ from fetalseg_helpers.workspace import FetalsegError
 TOLERANCE_MM = 1.0  # of the surface Dice where the pixel size is known
 LARGEST_DISAGREEMENT = 0.03  # of published circumferences with the masks' own; HC18's is 0.001 at the median
 # Of each score: `label`, how it is called, with its unit, and `best`, which value of it is the best
-TABLE = pd.read_csv(Path(__file__).with_name("metrics.csv"), index_col="score")
-METRICS = dict(zip(TABLE.index, TABLE.itertuples(index=False), strict=True))
+METRICS = dict(pd.read_csv(Path(__file__).with_name("metrics.csv"), index_col="score").iterrows())
 
 
 def precision_recall(prediction, truth, pixel_mm=np.nan):

@@ -1,6 +1,5 @@
 """A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted."""
 
-import os
 import re
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +83,7 @@ def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, chang
         entries = [entry._replace(defect=kind) if entry.stem in stems else entry for entry in entries]
     examinations = [list(group) for _, group in groupby(entries, key=lambda entry: entry.examination)]
     sizes = [",".join(PIXEL_SIZE_COLUMNS)]
-    with _unfinished(Path(os.path.abspath(folder))) as temporary:
+    with _unfinished(Path(folder).absolute()) as temporary:
         data = temporary / DATA_FOLDER
         for split, name in product(SPLITS, CLASSES):
             (data / split / name).mkdir(parents=True)
@@ -105,18 +104,22 @@ def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, chang
 def _unfinished(folder):
     """An empty folder that nobody else writes to, which becomes `folder` when the block ends well, else nothing."""
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
-    lock = FileLock(f"{temporary}.lock", timeout=0)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
-        remove(temporary)  # what a process left that was killed
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        with FileLock(f"{temporary}.lock", timeout=0) as lock:
+            try:
+                if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+                    raise FetalsegError(f"{folder} exists already: delete it, or write the phantoms to another folder.")
+                remove(temporary)  # what a process left that was killed
+                temporary.mkdir()
+                yield temporary
+                if folder.exists():
+                    folder.rmdir()
+                temporary.rename(folder)
+            finally:
+                remove(temporary)
+                with suppress(OSError):  # Windows does it on release
+                    Path(lock.lock_file).unlink()
     except Timeout:
         raise FetalsegError(f"{folder} is being written by another process: wait, or choose another folder.") from None
     except (MemoryError, RuntimeError, cv2.error) as error:
@@ -125,12 +128,6 @@ def _unfinished(folder):
         raise FetalsegError(f"{folder} could not be drawn, memory is short: close other programs.") from error
     except OSError as error:
         raise FetalsegError(f"{folder} could not be written ({error.strerror or error}): {remedy(error)}.") from error
-    finally:
-        if lock.is_locked:
-            remove(temporary)
-            with suppress(OSError):  # Windows does it on release
-                Path(lock.lock_file).unlink()
-            lock.release()
 
 
 def _write_other(data, seed, changes, name, number):

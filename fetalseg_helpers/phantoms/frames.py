@@ -1,11 +1,11 @@
 """Phantoms of the fetal head: what is drawn at random, from one table, and a frame with its truth."""
 
-import csv
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from fetalseg_helpers.ellipses import LINE_HALF_WIDTH, Ellipse
 from fetalseg_helpers.phantoms import ultrasound
@@ -32,19 +32,14 @@ class Draw(namedtuple("Draw", ["how", "first", "second", "unit", "meaning"])):
 # [masks] and [frames] measured on its public training set, [masks] on the ellipses, [frames] by eye on 100 frames;
 # [Szabo] Szabo 2014, Diagnostic Ultrasound Imaging, chapters 4, 7 and 10; [Fry] Fry and Barger 1978, JASA 63:1576.
 TRIMESTER_SHARES = (165 / 999, 693 / 999, 141 / 999)  # of frames [HC18, table 1]
-
-
-def read_distributions(holds_for):
-    """The rows of `distributions.csv` for one kind of frame, in their order, which is that of drawing; name to Draw."""
-    with open(Path(__file__).with_name("distributions.csv"), encoding="utf-8", newline="") as file:
-        rows = [row[2:] for row in csv.reader(file) if row[0] == holds_for]  # row[1] is a heading for readers
-    return {name: Draw(how, float(first), float(second), unit, why) for name, how, first, second, unit, why in rows}
-
-
-DISTRIBUTIONS = read_distributions("every frame")  # the head as in the second trimester, the view enlarged
-FIRST_TRIMESTER = read_distributions("first trimester")  # small, without much skull, ventricles full of choroid plexus
-THIRD_TRIMESTER = read_distributions("third trimester")  # large, deep, the sides of the skull lost
-WHOLE_SECTOR = read_distributions("whole sector")
+TABLE = pd.read_csv(Path(__file__).with_name("distributions.csv"), converters={"first": float, "second": float})
+DRAWS = {kind: {} for kind in TABLE.holds_for}  # name to Draw, in the order of the rows, which is that of drawing
+for kind, _, name, *row in TABLE.itertuples(index=False):  # the second column is a heading for readers
+    DRAWS[kind][name] = Draw(*row)
+DISTRIBUTIONS = DRAWS["every frame"]  # the head as in the second trimester, the view enlarged
+FIRST_TRIMESTER = DRAWS["first trimester"]  # small, without much skull, ventricles full of choroid plexus
+THIRD_TRIMESTER = DRAWS["third trimester"]  # large, deep, the sides of the skull lost
+WHOLE_SECTOR = DRAWS["whole sector"]
 
 
 @dataclass(frozen=True)

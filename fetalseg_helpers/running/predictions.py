@@ -44,28 +44,21 @@ def measure_head(mask):
     Centre, the longer and the shorter half axis and the circumference in px; the angle of the longer axis in degrees
     from +x to +y (down), 0 to 180.
     """
-    ellipse = border_ellipse(mask)
-    if ellipse is None:
+    if (ellipse := border_ellipse(mask)) is None:
         return dict.fromkeys(ELLIPSE, np.nan)
     b, a = (max(half - LINE_HALF_WIDTH, 0.5) for half in sorted(ellipse[2:4]))
     angle = (ellipse.angle + (0 if ellipse.a >= ellipse.b else 90)) % 180
     return dict(zip(ELLIPSE, (ellipse.x, ellipse.y, a, b, angle, ellipse_perimeter(a, b)), strict=True))
 
 
-def draw_overlay(image, mask):
-    """A grey image with the border of a mask in orange: uint8 of shape (height, width, 3), as OpenCV orders colours."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), contours, -1, ORANGE, 2)
-
-
 def predict_folder(make_map, images, out, cut=evaluation.cut, overlay=False):
     """Predict a file, or every image below a folder, and write `<stem>_pred.png` into `out`.
 
-    `make_map` makes the probability map of an image, `cut` its mask; `overlay` adds `<stem>_overlay.png`. Outlines,
-    predictions of before and files of other formats are passed over. Returns a table with a row for each prediction
-    (`image_id`, what `measure_head` and `doubt` give), a sentence for each file that could not be read, and one for
-    each kind of files that was passed over. A FetalsegError says that there is nothing to predict, or that two images
-    would write the same file.
+    `make_map` makes the probability map of an image, `cut` its mask; `overlay` adds `<stem>_overlay.png`, the image and
+    the mask's border in orange. Outlines, predictions of before and files of other formats are passed over. Returns a
+    table with a row for each prediction (`image_id`, what `measure_head` and `doubt` give), a sentence for each file
+    that could not be read, and one for each kind of files that was passed over. A FetalsegError says that there is
+    nothing to predict, or that two images would write the same file.
     """
     paths, passed = [images], []
     if not images.is_file():
@@ -92,7 +85,9 @@ def predict_folder(make_map, images, out, cut=evaluation.cut, overlay=False):
         mask = cut(probability)
         write_png(out / f"{path.stem}_pred.png", mask * np.uint8(255))
         if overlay:
-            write_png(out / f"{path.stem}_overlay.png", draw_overlay(image, mask))
+            contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            drawn = cv2.drawContours(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), contours, -1, ORANGE, 2)
+            write_png(out / f"{path.stem}_overlay.png", drawn)
         rows.append({"image_id": path.stem} | measure_head(mask) | {"doubt": doubt(probability, mask)})
     return pd.DataFrame(rows, columns=["image_id", *ELLIPSE, "doubt"]), problems, passed
 

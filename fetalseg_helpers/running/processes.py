@@ -22,18 +22,17 @@ def train(folder, values, report, resume=False):
 
     `values` are data and settings; `report` takes lines.
     """
-    alone = "TORCHELASTIC_RUN_ID" not in os.environ
-    with nullcontext() if alone else joined():
-        trainer = training.Trainer if alone else DistributedTrainer
-        train_here(trainer, folder, values, report if is_first() else str, resume)
+    with joined() if "TORCHELASTIC_RUN_ID" in os.environ else nullcontext():
+        train_here(folder, values, report if is_first() else str, resume)
 
 
-def train_here(make_trainer, folder, values, report, resume):
+def train_here(folder, values, report, resume):
     """This process's part; a function of its own, so that nothing of it is left when the processes part."""
     if is_first():  # the trainers of the others wait for it
         keys = (*stages.OF_DATA, *CANVAS_KEYS)
         stages.ensure_verified(folder, **{name: values[name] for name in keys if name in values})
         report(of_run(folder))
+    make_trainer = DistributedTrainer if distributed.is_initialized() else training.Trainer
     trainer = make_trainer(folder, training.Settings.of(values), resume=resume)
     if trainer.history:
         report(f"{shown(folder / 'last.pt')}: going on after epoch {len(trainer.history)} of {values['epochs']}.")
@@ -65,21 +64,16 @@ def is_first():
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def share_of_batch(batch_size):
-    """Images that each process takes of a batch; a FetalsegError if it cannot be divided evenly."""
-    count = distributed.get_world_size()
-    if batch_size % count:
-        lower = batch_size // count * count
-        nearest = f"{lower} or {lower + count}" if lower else f"{count}"
-        raise FetalsegError(f"batch_size {batch_size} cannot be divided among {count} processes: use {nearest}.")
-    return batch_size // count
-
-
 class DistributedTrainer(training.Trainer):
     """A `Trainer` whose batches are divided among the processes inside `joined`; its gradients are those of one."""
 
     def __init__(self, run_dir, settings, **options):
-        share_of_batch(settings.batch_size)  # refused before anything is made
+        size, count = settings.batch_size, distributed.get_world_size()
+        if size % count:  # refused before anything is made
+            lower = size // count * count
+            nearest = f"{lower} or {lower + count}" if lower else f"{count}"
+            raise FetalsegError(f"batch_size {size} cannot be divided among {count} processes: use {nearest}.")
+        self.share = size // count  # images of a batch that each process takes
         distributed.barrier()  # process 0 has prepared the data when it comes here
         super().__init__(run_dir, settings, **options)
 
@@ -90,9 +84,8 @@ class DistributedTrainer(training.Trainer):
     def batches(self, epoch):
         """This process's share of each batch; where the images do not divide evenly, a few are shown twice."""
         self.train_set.epoch = epoch
-        order = DistributedSampler(self.train_set, seed=self.settings.seed * 100_003)
-        order.set_epoch(epoch)
-        return DataLoader(self.train_set, share_of_batch(self.settings.batch_size), sampler=order)
+        order = DistributedSampler(self.train_set, seed=self.settings.seed * 100_003 + epoch)
+        return DataLoader(self.train_set, self.share, sampler=order)
 
     def checked(self, train_loss, images):
         """Losses and Dice over all processes, after all have the same running statistics of batch normalisation."""
@@ -104,14 +97,11 @@ class DistributedTrainer(training.Trainer):
         mine = Subset(self.valid_set, range(distributed.get_rank(), len(self.valid_set), count))  # every n-th image
         size = self.settings.batch_size
         found = training.validate(self.network, mine, self.loss_function, size) if len(mine) else (0.0, 0.0)
-        (train_loss,) = self.averaged([train_loss], images)
-        return train_loss, *self.averaged(found, len(mine))
-
-    def averaged(self, values, weight):
-        """Mean of numbers over all processes, weighted."""
-        sums = torch.tensor([*(value * weight for value in values), weight], dtype=torch.float64, device=self.device)
+        means, weights = [train_loss, *found], [images, len(mine), len(mine)]
+        sums = torch.tensor([means, weights], dtype=torch.float64, device=self.device)
+        sums[0] *= sums[1]
         distributed.all_reduce(sums)
-        return (sums[:-1] / sums[-1]).tolist()
+        return (sums[0] / sums[1]).tolist()
 
     def identity(self):
         """As in one process, and how many there are."""

@@ -16,11 +16,10 @@ def causes(findings):
 
 def summary(files, used, findings):
     """One line: how many files were found, and what became of them; `used` is a table of pairs."""
-    repairs = [check for check, rule in verification.CHECKS.items() if rule.decision == "repaired"]
-    repaired = used.image_id.isin(findings.image_id[findings.check.isin(repairs)]).sum()
+    repaired = findings.image_id[findings.check.map(verification.TABLE.decision) == "repaired"]
     alone = len(used) and not used.examination.duplicated().any()
     whose = "each an examination of its own" if alone else f"of {used.examination.nunique()} examinations"
-    kept = f"{len(used)} pairs used, {whose}, {repaired} of them repaired"
+    kept = f"{len(used)} pairs used, {whose}, {used.image_id.isin(repaired).sum()} of them repaired"
     return f"{files} files found: {kept}; {files - 2 * len(used)} files left out or set aside"
 
 
@@ -34,8 +33,7 @@ def of_run(run_dir):
 
 def describe(pairs, findings, measurements):
     """What a data set holds, as a dictionary of numbers and short texts."""
-    bad = set(findings.image_id[findings.severity == "error"])
-    usable = measurements[~measurements.index.isin(bad)]
+    usable = measurements.drop(findings.image_id[findings.severity == "error"], errors="ignore")
     negatives = findings.image_id[findings.check == "negative"]
     used = pairs[pairs.image_id.isin([*usable.index, *negatives])]
     sizes = usable["size"].value_counts()

@@ -31,8 +31,7 @@ def read_grid(path):
         raise FetalsegError(f"{path} holds no parameters: write lines such as 'learning_rate: [0.001, 0.004]'.")
     base = lessons.read_preset("quick") | lessons.read_preset(str(grid.pop("preset", "quick")))
     both = [lesson for lesson in lessons.lessons() if lesson.name in LESSONS]
-    known = {name for lesson in both for name in lessons.read_parameters(lesson)} - {"run_dir", "resume"}
-    known |= {"examinations", "negatives"}
+    known = {"examinations", "negatives"}.union(*map(lessons.read_parameters, both)) - {"run_dir", "resume"}
     lists = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in lists.items():
         if name not in known:
@@ -95,21 +94,18 @@ def sweep(grid, folder, jobs=1, report=print):
             else:
                 stages.find_data(values["data"], home)
         tasks = [joblib.delayed(run_combination)(home / name, values) for name, values in combinations.items()]
-        problems = {}
+        rows = dict.fromkeys(combinations)  # in this order, whichever ends first
         run = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)  # a line as soon as one ends
-        for name, problem in run(tasks):
-            problems[name] = problem
-            report(f"{len(problems)}/{len(tasks)} {name}: {problem or 'done'}")
-        rows = []
-        for name, values in combinations.items():
-            row = {"run": name} | {key: values[key] for key in varied}
+        for done, (name, problem) in enumerate(run(tasks), start=1):
+            report(f"{done}/{len(tasks)} {name}: {problem or 'done'}")
+            row = {"run": name} | {key: combinations[name][key] for key in varied}
             if metrics := read_json(home / name / "metrics.json"):
                 row |= {key: metrics[key] for key in ("mean_dice", "mean_iou", "worst_dice", "images")}
                 row["dice_low"], row["dice_high"] = metrics["dice_interval_95"]
                 history = pd.read_csv(home / name / "history.csv")
                 row |= {"valid_dice": history.valid_dice.max(), "seconds": history.seconds.sum()}
-            rows.append(row | {"problem": problems[name]})
-        table = pd.DataFrame(rows)
+            rows[name] = row | {"problem": problem}
+        table = pd.DataFrame(list(rows.values()))
         write_table(home / "sweep.csv", table)
         if "valid_dice" in table:
             plotting.save(show_sweep(table, varied), home / "sweep.png")
