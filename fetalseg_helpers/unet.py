@@ -5,7 +5,6 @@ from torch import nn
 
 from fetalseg_helpers.workspace import FetalsegError, choose_device, memory_format
 
-torch.set_flush_denormal(True)  # what filters that died leave is nearly 0, and takes processors up to six times as long
 NORMALISATIONS = {"none": lambda channels: nn.Identity(), "batch": nn.BatchNorm2d}
 
 

@@ -27,6 +27,12 @@ def pytest_configure():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def usual_numbers():
+    """A training that a test breaks off leaves denormal numbers flushed, which hypothesis refuses."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """A function that makes a folder once for all processes of this test session; what is in it is read only."""

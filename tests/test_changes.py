@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_notebooks import SMALL, execute, folders, is_tagged, lesson, read  # noqa: F401
+from test_notebooks import SMALL, execute, is_tagged, lesson, read
 
 from fetalseg_helpers import training, unet
 from fetalseg_helpers.workspace import read_json

@@ -625,6 +625,30 @@ def test_cells_that_run_again_after_a_changed_parameter_give_what_a_fresh_kernel
 # What a student changes on the page takes effect in that notebook, and nothing raises.
 
 
+def pixels_of(figure):
+    """What a figure shows, as bytes."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="raw", dpi=40)
+    return drawn.getvalue()
+
+
+@executed
+@pytest.mark.parametrize(
+    ("number", "name", "values"),
+    [
+        (0, "show_window", [{"row": 1, "column": 1}, {"row": 46, "column": 62}]),
+        (2, "show_filling", [{"cut": 0}, {"cut": 250}]),
+        (4, "show_field", [{"across": 0, "down": 0}, {"levels": 3}, {"across": 5}]),
+        (4, "show_features", [{"part": "first"}, {"part": "downs.0"}, {"part": "last"}]),
+        (5, "show_losses", [{"logit": -8.0}, {"logit": 8.0}, {"weight": 0.0}]),
+    ],
+)
+def test_a_figure_under_sliders_follows_every_value(number, name, values, alone):
+    names, _ = alone(number)
+    pictures = [pixels_of(names[name](**chosen)) for chosen in [{}, *values]]
+    assert len(set(pictures[1:])) == len(values) and len(set(pictures)) >= len(values)
+
+
 @executed
 def test_another_filling_makes_other_prepared_masks(alone, folders):
     run_dir = folders / "filling"

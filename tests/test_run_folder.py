@@ -774,16 +774,20 @@ import os, subprocess, sys, time
 import psutil, torch
 from fetalseg_helpers.workspace import spare_threads
 
+def worked():
+    # seconds that the cores have worked; cpu_percent would count from the last look of spare_threads
+    times = psutil.cpu_times(percpu=True)
+    return sum(sum(times[core][:8]) - times[core].idle - times[core].iowait for core in cores)
+
 def reached(threads):
     # whether so many are allowed, and whether the cores were idle for a second before the answer
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        psutil.cpu_percent(percpu=True)
+        before = worked()
         for _ in range(12):
             spare_threads()
             time.sleep(0.1)
-        busy = psutil.cpu_percent(percpu=True)
-        idle = sum(busy[core] for core in cores) < 12  # no half second of these can have had half a core busy
+        idle = worked() - before < 0.14  # no half second of these can have had half a core busy
         if torch.get_num_threads() == threads or idle:
             return torch.get_num_threads() == threads, idle
     return False, False

@@ -997,6 +997,21 @@ def test_a_network_that_is_wrapped_itself_keeps_its_names(run_dir):
     assert type(network) is unet.UNet
 
 
+def test_numbers_that_are_nearly_nothing_are_nothing_while_a_network_is_trained(run_dir):
+    """Otherwise a training that starts from weights with dead filters takes up to six times as long."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormal numbers")
+    torch.set_flush_denormal(False)
+    left = []
+
+    def train_epoch(*arguments):
+        left.append(bool((torch.full((100, 100), 1e-39) * 0.5).any()))
+        return training.train_one_epoch(*arguments)
+
+    training.Trainer(run_dir, SMALL, train_epoch=train_epoch).run_epoch()
+    assert left == [False] and (torch.full((100, 100), 1e-39) * 0.5).any()  # afterwards all is as it was
+
+
 def test_fine_tuning_begins_with_weights_alone(run_dir, tmp_path):
     weights = network_of(3).state_dict()
     torch.save({f"module.{name}": weight for name, weight in weights.items()}, tmp_path / "start.pt")
