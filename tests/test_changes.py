@@ -72,7 +72,7 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def usual(folders):  # noqa: F811
+def usual(folders):
     """What notebooks 4 to 6 leave without a change."""
     return run(folders / f"unchanged_{os.getpid()}", Change())
 
@@ -100,7 +100,7 @@ def run(folder, change, trained=None, **values):
 
 @pytest.mark.xdist_group("changes")
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_takes_effect_and_nothing_raises(name, usual, folders):  # noqa: F811
+def test_a_change_takes_effect_and_nothing_raises(name, usual, folders):
     values = {"threshold": 0.3} if name == "a threshold of 0.3" else {}
     before = usual[0]
     done, said = run(folders / re.sub(r"\W", "_", name), CHANGES[name], before, **values)
