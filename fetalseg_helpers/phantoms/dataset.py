@@ -1,5 +1,6 @@
 """A set of phantoms on the disk, in the Kaggle data set's own tree and file naming, with its defects planted."""
 
+import os
 import re
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,7 @@ def write_phantoms(folder, count=160, seed=0, defects=True, progress=None, chang
         entries = [entry._replace(defect=kind) if entry.stem in stems else entry for entry in entries]
     examinations = [list(group) for _, group in groupby(entries, key=lambda entry: entry.examination)]
     sizes = [",".join(PIXEL_SIZE_COLUMNS)]
-    with _unfinished(Path(folder).absolute()) as temporary:
+    with _unfinished(Path(os.path.abspath(folder))) as temporary:
         data = temporary / DATA_FOLDER
         for split, name in product(SPLITS, CLASSES):
             (data / split / name).mkdir(parents=True)
