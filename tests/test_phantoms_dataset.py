@@ -217,9 +217,11 @@ def test_as_many_threads_as_cores_that_may_be_used_but_no_more_than_eight(tmp_pa
 
 
 DRAWING = """
+import signal
 from fetalseg_helpers.phantoms.dataset import write_phantoms
 from fetalseg_helpers.workspace import FetalsegError
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 try:
     write_phantoms({folder!r}, 400, progress=lambda done: print(done, flush=True))
 except KeyboardInterrupt:
