@@ -1,6 +1,7 @@
 """Data that several test files share, and one thread for torch."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for every process that a test starts
@@ -12,8 +13,9 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from fetalseg_helpers import workspace
 from fetalseg_helpers.phantoms import dataset, frames
-from fetalseg_helpers.running import stages
+from fetalseg_helpers.running import lessons, pages, stages
 
 # A busy machine is no failure, and two runs of the same code see the same examples.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -83,6 +85,21 @@ def folders(made_once):
             dataset.write_phantoms(folder / "phantom_24", 24, 0)
 
     return made_once("notebooks", write)
+
+
+@pytest.fixture(scope="session")
+def paged_run(made_once):
+    """What a run leaves, as far as pages show it, two executed notebooks, figures and a card, with its pages."""
+
+    def write(folder):
+        (folder / "notebooks").mkdir(parents=True)
+        for path in lessons.lessons()[1:3]:
+            shutil.copy(path, folder / "notebooks")
+        shutil.copytree(workspace.project_root() / "figures", folder / "figures")
+        (folder / "model_card.md").write_text("# Model card\n\n## Scores\n\nDice 0.971\n", encoding="utf-8")
+        assert pages.write_pages(folder) == folder / "index.html"
+
+    return made_once("paged_run", write)
 
 
 @pytest.fixture(scope="session")

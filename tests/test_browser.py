@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from fetalseg_helpers import workspace
-from fetalseg_helpers.running import lessons, pages
+from fetalseg_helpers.running import lessons
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e '.[browser]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -256,15 +256,11 @@ widgets.explore(draw, size=(1, 9, 1))
 
 
 @pytest.mark.parametrize("width", [1400, 400])
-def test_a_page_of_a_run_fits_the_screen_and_asks_for_nothing(width, browser, tmp_path):
+def test_a_page_of_a_run_fits_the_screen_and_asks_for_nothing(width, browser, paged_run):
     for name in ("index.html", "notebooks/05_training.html"):
-        if not (tmp_path / name).exists():
-            (tmp_path / "notebooks").mkdir()
-            (tmp_path / "model_card.md").write_text("# Model card\n\nDice 0.971\n", encoding="utf-8")
-            pages.write_pages(tmp_path)
         page, asked = browser.new_page(viewport={"width": width, "height": 900}), []
         page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.goto((tmp_path / name).as_uri())
+        page.goto((paged_run / name).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert [url for url in asked if url.startswith("http")] == [] and page.locator("h1").first.is_visible()
         page.close()

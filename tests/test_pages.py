@@ -1,39 +1,22 @@
 """The pages of a run: they need nothing else, and their links lead somewhere."""
 
 import re
-import shutil
 
-import pytest
-
-from fetalseg_helpers import workspace
-from fetalseg_helpers.running import lessons, pages
+from fetalseg_helpers.running import lessons
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """What a run leaves, as far as pages show it: two executed notebooks, a figure and a card."""
-    folder = tmp_path_factory.mktemp("pages") / "run"
-    (folder / "notebooks").mkdir(parents=True)
-    for path in lessons.lessons()[1:3]:
-        shutil.copy(path, folder / "notebooks")
-    shutil.copytree(workspace.project_root() / "figures", folder / "figures")
-    (folder / "model_card.md").write_text("# Model card\n\n## Scores\n\nDice 0.971\n", encoding="utf-8")
-    assert pages.write_pages(folder) == folder / "index.html"
-    return folder
-
-
-def test_every_notebook_is_a_page_and_the_index_has_links_scores_and_figures(run_dir):
-    index = (run_dir / "index.html").read_text(encoding="utf-8")
+def test_every_notebook_is_a_page_and_the_index_has_links_scores_and_figures(paged_run):
+    index = (paged_run / "index.html").read_text(encoding="utf-8")
     for path in lessons.lessons():
-        assert (run_dir / "notebooks" / f"{path.stem}.html").exists()
+        assert (paged_run / "notebooks" / f"{path.stem}.html").exists()
         assert f'href="notebooks/{path.stem}.html"' in index
     assert index.count("as stored") == len(lessons.lessons()) - 2 and "Dice 0.971" in index
-    assert len(re.findall('<img[^>]*src="data:image/png', index)) == len(list((run_dir / "figures").glob("*.png")))
+    assert len(re.findall('<img[^>]*src="data:image/png', index)) == len(list((paged_run / "figures").glob("*.png")))
 
 
-def test_links_and_anchors_of_the_pages_lead_somewhere(run_dir):
+def test_links_and_anchors_of_the_pages_lead_somewhere(paged_run):
     checked = 0
-    for page in [run_dir / "index.html", *(run_dir / "notebooks").glob("*.html")]:
+    for page in [paged_run / "index.html", *(paged_run / "notebooks").glob("*.html")]:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r'<a [^>]*href="([^"#]*(?:#[^"]*)?)"', text):
             if target.startswith(("http", "mailto", "data:")) or target == "":
@@ -47,8 +30,8 @@ def test_links_and_anchors_of_the_pages_lead_somewhere(run_dir):
     assert checked > 200
 
 
-def test_pages_fetch_nothing(run_dir):
-    for page in (run_dir / "notebooks").glob("*.html"):
+def test_pages_fetch_nothing(paged_run):
+    for page in (paged_run / "notebooks").glob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.search(r'<(?:script|img|iframe)[^>]* src="(?!data:|")', text), page.name
         assert not re.search(r'<link[^>]* href="(?!data:)', text), page.name

@@ -3,9 +3,9 @@
     python notebooks/exercises/leaderboard.py HAND_INS --seed SEED [--count 60] [--out leaderboard.csv]
 
 HAND_INS has a folder for each student with a run's `checkpoint.pt` in it, and `metrics.json` if the threshold that was
-chosen on validation images shall count. The hidden set is made once, from a seed that only the teacher knows, in
-`hidden_SEED` beside HAND_INS. `predict` and `evaluate` of the command line do the work, for each hand-in in a process
-of its own: one that fails, or takes longer than `--minutes`, has no score and says why.
+chosen on validation images shall count. The hidden set is made once, without planted defects, from a seed that only the
+teacher knows, in `hidden_SEED_COUNT` beside HAND_INS. `predict` and `evaluate` of the command line do the work, for
+each hand-in in a process of its own: one that fails, or takes longer than `--minutes`, has no score and says why.
 """
 
 import subprocess
@@ -17,6 +17,7 @@ import click
 import pandas as pd
 
 from fetalseg_helpers import training
+from fetalseg_helpers.phantoms import dataset
 from fetalseg_helpers.workspace import FetalsegError, read_json
 
 BUDGET = 1400  # steps of training, of at most 8 images each
@@ -78,14 +79,23 @@ def score(folder, hidden, minutes):
 def main(hand_ins, seed, count, out, minutes):
     """Score every hand-in on hidden phantoms, and write the leaderboard."""
     hand_ins = hand_ins.resolve()
-    hidden = hand_ins.parent / f"hidden_{seed}"
-    if not hidden.exists():
-        command("phantom", hidden, "--count", count, "--seed", seed, minutes=60)
+    hidden = hand_ins.parent / f"hidden_{seed}_{count}"
+    out = out or hand_ins.parent / "leaderboard.csv"
+    try:
+        if not hidden.exists():
+            dataset.write_phantoms(hidden, count, seed, defects=False)
+    except FetalsegError as error:
+        raise click.ClickException(str(error)) from error
     students = sorted(path for path in hand_ins.iterdir() if path.is_dir())
     table = pd.DataFrame([score(folder, hidden, minutes) for folder in students], columns=COLUMNS)
     table = table.sort_values("mean_dice", ascending=False, na_position="last")
-    table.to_csv(out or hand_ins.parent / "leaderboard.csv", index=False)
-    click.echo(table.fillna("").to_string(index=False, float_format="{:.4f}".format))
+    table = table.astype({name: "Int64" for name in ("images", "steps", "parameters")})
+    table.to_csv(out, index=False)
+    scored = table[table.mean_dice.notna()].drop(columns="problem")
+    click.echo(scored.to_string(index=False, float_format="{:.4f}".format))
+    for student, problem in table.loc[table.mean_dice.isna(), ["student", "problem"]].itertuples(index=False):
+        click.echo(f"{student}, no score: {problem}")
+    click.echo(f"Written: {out}. The hidden phantoms are in {hidden}.")
 
 
 if __name__ == "__main__":

@@ -226,6 +226,7 @@ def main():
     parser.add_argument("--scratch", action="store_true", help="this course's network from random weights too")
     arguments = parser.parse_args()
     turn = arguments.turn
+    torch.set_flush_denormal(True)  # for all of them; this course's trainer does so too
     out, whole = arguments.out.resolve(), 60 * arguments.minutes
     found = contenders(arguments.data.resolve(), out, arguments.seed, arguments.scratch)
     for contender in found:
