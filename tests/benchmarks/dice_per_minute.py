@@ -1,6 +1,6 @@
 """Validation Dice at native size against seconds of training: this course's U-Net and three that a user might pick.
 
-    python tests/benchmarks/dice_per_minute.py FOLDER_OF_REAL_DATA --out DIR [--seed 0] [--scratch]
+    python tests/benchmarks/dice_per_minute.py FOLDER_OF_REAL_DATA --out DIR [--seed 0] [--sizes 96x64] [--scratch]
 
 All train on the same split and the same images, prepared and varied as in this course, in turns of half a minute
 in one process, so that a slow quarter of an hour is slow for all. Each has the optimiser, loss, schedule and batch that
@@ -13,7 +13,7 @@ its own documentation shows:
 - segmentation_models.pytorch's Unet with a resnet18 encoder and no downloaded weights: its tutorial's DiceLoss, Adam at
   2e-4, cosine annealing to 1e-5, batches of 16.
 
-The networks of others race at three sizes for the first `--race` seconds each; the best of each goes on to the end.
+The networks of others race at `--sizes`, by default three, for the first `--race` seconds each; the best of each goes on to the end.
 Scored on the validation images at their own size, threshold 0.5, once with the largest region and once with an ellipse
 in its place, without mirroring. Only training steps with their batches are timed. To see a processor without bfloat16
 and AVX-512 on a better one, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. Written are `dice_per_minute.csv`
@@ -36,7 +36,6 @@ from torch.utils.data import DataLoader, RandomSampler
 from fetalseg_helpers import evaluation, plotting, preprocessing, training, unet, verification
 from fetalseg_helpers.running import lessons, stages
 
-SIZES = [(96, 64), (128, 96), (192, 128)]
 MARKS = [60, 120, 300, 600]  # seconds that are printed
 
 
@@ -67,7 +66,7 @@ class Contender:
         self.images = preprocessing.PreparedDataset(folder, pairs, preprocessing.augment, settings.seed)
         self.canvas = {"width": size[0], "height": size[1], "fit": "scale"}
         self.batch, self.epoch, self.shown, self.seconds, self.rows = batch, 0, 0, 0.0, []
-        self.make_schedule, self.scheduler = schedule, None
+        self.make_schedule, self.scheduler, self.left = schedule, None, 0
         self.batches = self.endless()
 
     def endless(self):
@@ -87,15 +86,17 @@ class Contender:
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimiser.step()
-        if self.scheduler:
+        if self.scheduler and self.left > 0:  # steps were estimated; the last ones go on at the lowest rate
             self.scheduler.step()
+            self.left -= 1
         self.shown += len(images)
 
     def go_on(self, until, whole):
         """Train until so many seconds have been spent in all, out of `whole`; then score."""
         self.network.train()
         if self.scheduler is None and self.make_schedule:
-            self.scheduler = self.make_schedule(self.optimiser, self.steps_in(whole))
+            steps = self.steps_in(whole)
+            self.scheduler, self.left = self.make_schedule(self.optimiser, steps), steps
         started = time.perf_counter() - self.seconds
         while self.seconds < until:
             self.step()
@@ -141,12 +142,12 @@ def validation_images(paths):
     return CACHE[paths]
 
 
-def contenders(data, out, seed, scratch):
+def contenders(data, out, seed, scratch, sizes):
     """Every network at every size at which it takes part."""
     torch.manual_seed(seed)
     preset = lessons.read_preset("laptop") | {"seed": seed}
     folders = {}
-    for size in SIZES:
+    for size in {(preset["width"], preset["height"]), *sizes}:
         folders[size] = out / f"seed_{seed}_{size[0]}x{size[1]}"
         stages.ensure_verified(folders[size], *size, "scale", data=str(data), seed=seed)
 
@@ -170,7 +171,7 @@ def contenders(data, out, seed, scratch):
         found.append(ours("this course, from scratch", "scratch", lessons.read_preset("quick")["learning_rate"]))
     settings = training.Settings.of(preset)
     smp = import_smp()
-    for size in SIZES:
+    for size in sizes:
         widths = (16, 32, 64, 128, 256)
         networks = {
             "MONAI BasicUNet": BasicUNet(spatial_dims=2, in_channels=1, out_channels=1),
@@ -220,6 +221,7 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", default="96x64,128x96,192x128", help="for the networks of others")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--race", type=float, default=150, help="seconds for each size of the networks of others")
     parser.add_argument("--turn", type=float, default=30, help="seconds of training between two scores")
@@ -228,7 +230,8 @@ def main():
     turn = arguments.turn
     torch.set_flush_denormal(True)  # for all of them; this course's trainer does so too
     out, whole = arguments.out.resolve(), 60 * arguments.minutes
-    found = contenders(arguments.data.resolve(), out, arguments.seed, arguments.scratch)
+    sizes = [tuple(map(int, size.split("x"))) for size in arguments.sizes.split(",")]
+    found = contenders(arguments.data.resolve(), out, arguments.seed, arguments.scratch, sizes)
     for contender in found:
         contender.score()  # before the first step
     going = found
