@@ -13,8 +13,8 @@ its own documentation shows:
 - segmentation_models.pytorch's Unet with a resnet18 encoder and no downloaded weights: its tutorial's DiceLoss, Adam at
   2e-4, cosine annealing to 1e-5, batches of 16.
 
-The networks of others race at `--sizes`, by default three, for the first `--race` seconds each; the best of each goes on
-to the end.
+The networks of others race at `--sizes`, by default three, for the first `--race` seconds each; the best of each
+goes on to the end.
 Scored on the validation images at their own size, threshold 0.5, once with the largest region and once with an ellipse
 in its place, without mirroring. Only training steps with their batches are timed. To see a processor without bfloat16
 and AVX-512 on a better one, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. Written are `dice_per_minute.csv`
