@@ -429,8 +429,8 @@ def group_frames(pairs, examinations="names"):
                 found = pairs.image_id.map(dict(zip(names, table.iloc[:, 1], strict=True)))
             else:
                 rule = re.compile(examinations)
-                matches = pairs.image_id.map(rule.search)
-                found = matches.map(lambda match: match[min(1, rule.groups)] or None, na_action="ignore")
+                found = pairs.image_id.map(rule.search)
+                found = found.map(lambda match: match[min(1, rule.groups)] or None, na_action="ignore")
         except (OSError, ValueError, IndexError, re.error) as error:
             raise FetalsegError(f"examinations = '{examinations}' is no CSV and no pattern ({error}).") from error
         unknown = pairs.image_id[found.isna() & (pairs.problem == "") & pairs.notna().all(axis=1)]
@@ -458,8 +458,7 @@ def write_manifest(
         pairs["width"], pairs["height"] = zip(*map(image_size, pairs.image_path), strict=True)
         made = {"data": data, "seed": seed, "phantoms": phantoms, "split_by": split_by, "examinations": examinations}
         made |= {"negatives": negatives, "root": shown(root), "files": fingerprint_files(root, pairs)}
-        for column in ("image_path", "mask_path"):
-            pairs[column] = pairs[column].map(shown)
+        pairs[MANIFEST_COLUMNS[1:3]] = pairs[MANIFEST_COLUMNS[1:3]].map(shown)
         (folder / "data.json").unlink(missing_ok=True)  # written last, it vouches for the manifest
         workspace.write_table(folder / "manifest.csv", pairs[MANIFEST_COLUMNS])
         write_json(folder / "data.json", made)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from torch.utils.data import DataLoader, RandomSampler
 
 from fetalseg_helpers import evaluation, loading, preprocessing, unet, verification, workspace
@@ -126,10 +127,8 @@ def make_optimiser(network, settings):
 def make_scheduler(optimiser, settings, steps):
     """The learning rate over all steps: constant, or one cycle up and down (Smith and Topin, arXiv 1708.07120)."""
     if settings.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=max(2, steps) + 1, cycle_momentum=False
-    )
+        return ConstantLR(optimiser, factor=1.0)
+    return OneCycleLR(optimiser, settings.learning_rate, total_steps=max(2, steps) + 1, cycle_momentum=False)
 
 
 def weights_sha256(weights):

@@ -162,9 +162,11 @@ def write_json(path, values):
 
 
 def read_json(path):
-    """Read a JSON file; an absent one gives an empty dictionary."""
-    path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Read a dictionary from a JSON file; an absent one gives an empty one, a damaged one a FetalsegError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise FetalsegError(f"{shown(path)} is damaged: delete it, or copy it anew.") from error
 
 
 def write_table(path, table):
