@@ -174,6 +174,13 @@ def test_an_absent_json_file_is_an_empty_dictionary(tmp_path):
     assert workspace.read_json(tmp_path / "absent.json") == {}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1, 2]", b"3", b'"no"', b"null", b"\xff\xfe{}"])
+def test_a_json_file_that_is_damaged_or_no_dictionary_is_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(FetalsegError, match=r"metrics\.json is damaged: delete it"):
+        workspace.read_json(tmp_path / "metrics.json")
+
+
 def test_a_table_has_no_index_and_plain_line_ends(tmp_path):
     workspace.write_table(tmp_path / "t.csv", pd.DataFrame({"a": [1, 2], "b": ["x", "y,z"]}, index=[7, 8]))
     assert (tmp_path / "t.csv").read_bytes() == b'a,b\n1,x\n2,"y,z"\n'
