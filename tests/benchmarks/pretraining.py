@@ -1,18 +1,19 @@
-"""Make `fetalseg_helpers/phantoms/pretrained.pt` anew: draw phantoms, train on them alone, look at real frames.
+"""How `fetalseg_helpers/phantoms/pretrained.pt` is made: draw phantoms, train on them alone, look at real frames.
 
-    python tests/benchmarks/pretraining.py draw runs/pretraining [--processes 2]      # may run beside the next one
+    python tests/benchmarks/pretraining.py draw runs/pretraining [--processes 2]      # before the next one
     python tests/benchmarks/pretraining.py train runs/pretraining [--real FOLDER]     # goes on where it stopped
     python tests/benchmarks/pretraining.py ship runs/pretraining
     python tests/benchmarks/pretraining.py measure FOLDER --out runs/pretraining
 
 `draw` writes files of 125 phantoms each, one frame an examination. Of five files, four have heads of all trimesters,
-the first more often than it is in the data set, 3 % of them cut by the frame, and 6 % of frames without a head; the
-fifth has early heads that hardly stand out. `train` shows the network random phantoms out of those that are there,
-varied each time, and now and then something that is no frame; where a folder of real pairs is given, `curve.csv` says
-what the network makes of them. `ship` stores the weights in half precision; `measure` scores what ships on real pairs
-and shows it what is no head.
+early ones more often than in the data set (44 % instead of 17 %); 3 % of the heads are cut by the frame, and 6 % of the
+frames have no head. The fifth has early heads that hardly stand out. `train` shows the network random phantoms out of
+those that are there, varied each time, and now and then something that is no frame; where a folder of real pairs is
+given, `curve.csv` says what the network makes of them. `ship` stores the weights in half precision; `measure` scores
+what ships on real pairs and shows it what is no head.
 
-On one H100 with 16 cores, `draw` takes four minutes and `train` two; on two cores 25 minutes and four hours.
+On a machine with one H100 and 16 cores, `draw --processes 13` took four minutes and `train --workers 6` two. On two
+cores, `draw --processes 2` would take about 25 minutes and `train` four hours.
 """
 
 import os
@@ -58,7 +59,7 @@ FAINT = {name: frames.Draw("uniform", *ends, "", "") for name, ends in FAINT.ite
 
 
 def draw_phantom(rng, faint):
-    """A phantom: an early head that hardly stands out, or any, early ones in 44 % instead of 17 %."""
+    """A phantom: an early head that hardly stands out, or, unless `faint`, one of any trimester, 44 % of them early."""
     changes = FAINT if faint else None
     examination = frames.draw_examination(rng, changes=changes)
     while examination.trimester != 1 and (faint or rng.random() < 0.75):
@@ -110,7 +111,7 @@ def no_head(image, rng):
 
 
 def worsen(image, rng):
-    """A quarter of the images with less contrast, a quarter blurred, some of them darker."""
+    """Independently of one another: less contrast in 25 % of the images, blur in 25 %, darker in 15 %."""
     if rng.random() < 0.25:
         middle, share = image.mean(), rng.uniform(0.3, 1)
         image = np.uint8(np.clip(middle + share * (image - middle), 0, 255))
@@ -122,7 +123,7 @@ def worsen(image, rng):
 
 
 class Shown(torch.utils.data.Dataset):
-    """One random phantom out of a pool for each of the images `first` to `last` that are shown, of `total`, varied."""
+    """The images `first` to `last` - 1 of `total` that are shown: each a random phantom of the pool, varied."""
 
     def __init__(self, images, masks, first, last, total):
         self.images, self.masks, self.first, self.last, self.total = images, masks, first, last, total
@@ -153,7 +154,7 @@ def usable(real):
 
 
 def score_real(network, pairs):
-    """Mean and lowest Dice over real pairs, at their own size, and how many are below 0.7."""
+    """Mean, median and lowest Dice over real pairs, at their own size, and how many are below 0.7."""
     predict = evaluation.make_predictor(network, CANVAS, region="ellipse")
     dice = evaluation.score_pairs(predict, pairs).dice
     return {"real_dice": dice.mean(), "real_median": dice.median(), "real_worst": dice.min(), "missed": sum(dice < 0.7)}
