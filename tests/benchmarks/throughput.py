@@ -9,7 +9,8 @@ same round; `parts.csv`, where an epoch of this course's training spends its tim
 `peak.csv`, the floating-point operations that the network does in a second, forward and backward, as a share of what a
 32-bit matrix product of the same machine reaches in the same round. Printed are the seconds of a whole epoch of the
 trainer, of its batches and its validation alone, and the highest memory. To see a processor without bfloat16 and
-AVX-512 on a better one, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. Needs MONAI: pip install monai.
+AVX-512 on a better one, set ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and, for the matrix product,
+MKL_ENABLE_INSTRUCTIONS=AVX2. Needs MONAI: pip install monai.
 """
 
 import argparse
