@@ -12,8 +12,8 @@ those that are there, varied each time, and now and then something that is no fr
 given, `curve.csv` says what the network makes of them. `ship` stores the weights in half precision; `measure` scores
 what ships on real pairs and shows it what is no head.
 
-On a machine with one H100 and 16 cores, `draw --processes 13` took four minutes and `train --workers 6` two. On two
-cores, `draw --processes 2` would take about 25 minutes and `train` four hours.
+On a machine with one H100 and 16 cores, `draw --processes 13` took seven minutes and `train --workers 6` two. On two
+cores, `draw --processes 2` would take about an hour and `train` four.
 """
 
 import os
