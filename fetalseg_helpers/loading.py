@@ -429,8 +429,8 @@ def group_frames(pairs, examinations="names"):
                 found = pairs.image_id.map(dict(zip(names, table.iloc[:, 1], strict=True)))
             else:
                 rule = re.compile(examinations)
-                found = pairs.image_id.map(rule.search)
-                found = found.map(lambda match: match[min(1, rule.groups)] or None, na_action="ignore")
+                matches = pairs.image_id.map(rule.search)
+                found = matches.map(lambda match: match[min(1, rule.groups)] or None, na_action="ignore")
         except (OSError, ValueError, IndexError, re.error) as error:
             raise FetalsegError(f"examinations = '{examinations}' is no CSV and no pattern ({error}).") from error
         unknown = pairs.image_id[found.isna() & (pairs.problem == "") & pairs.notna().all(axis=1)]
