@@ -162,9 +162,9 @@ def write_json(path, values):
 
 
 def read_json(path):
-    """Read a dictionary from a JSON file, a Path; an absent one gives an empty one, a damaged one a FetalsegError."""
+    """Read a dictionary from a JSON file; an absent one gives an empty one, a damaged one a FetalsegError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if Path(path).exists() else {}
     except (ValueError, TypeError) as error:
         raise FetalsegError(f"{shown(path)} is damaged: delete it, or copy it anew.") from error
 

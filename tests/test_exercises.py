@@ -185,6 +185,14 @@ def test_five_hand_ins_end_in_a_table_of_five_rows(course, tmp_path):
 # --- the leaderboard of the capstone
 
 
+def run_leaderboard(hand_ins, count):
+    """The table that the leaderboard writes, by student, and what it prints."""
+    command = [sys.executable, EXERCISES / "leaderboard.py", hand_ins, "--seed=7", f"--count={count}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+    assert result.returncode == 0, result.stderr
+    return pd.read_csv(hand_ins.parent / "leaderboard.csv").set_index("student"), result.stdout
+
+
 def test_the_leaderboard_ranks_hand_ins_and_says_what_is_wrong_with_the_others(tmp_path):
     torch.manual_seed(0)
     network, shipped = training.load_network("pretrained")
@@ -202,14 +210,11 @@ def test_the_leaderboard_ranks_hand_ins_and_says_what_is_wrong_with_the_others(t
     (tmp_path / "in" / "eve").mkdir()
     training.save_checkpoint(tmp_path / "in" / "fay" / "checkpoint.pt", state)
     (tmp_path / "in" / "fay" / "metrics.json").write_text('{"threshold": ')
-    command = [sys.executable, EXERCISES / "leaderboard.py", tmp_path / "in", "--seed=7", "--count=40"]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
-    assert result.returncode == 0, result.stderr
-    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("student")
+    table, output = run_leaderboard(tmp_path / "in", count=40)
     assert list(table.index[:2]) == ["ada", "ben"] and sorted(table.index) == [*hand_ins, "eve", "fay"]
     assert table.mean_dice["ada"] > 0.9 > table.mean_dice["ben"] and table.steps["ada"] == 100
     assert table.images["ada"] == 40  # a set of so many would have planted defects, which are no student's fault
-    assert f"Written: {tmp_path / 'leaderboard.csv'}" in result.stdout and "nan" not in result.stdout
+    assert f"Written: {tmp_path / 'leaderboard.csv'}" in output and "nan" not in output
     problems = {"cleo": "2000 steps", "dan": "from scratch", "eve": "no file", "fay": "metrics.json is damaged"}
     assert table.mean_dice[list(problems)].isna().all()
     for student, words in problems.items():
@@ -218,7 +223,5 @@ def test_the_leaderboard_ranks_hand_ins_and_says_what_is_wrong_with_the_others(t
 
 def test_a_leaderboard_without_a_score_says_so(tmp_path):
     (tmp_path / "in" / "eve").mkdir(parents=True)
-    command = [sys.executable, EXERCISES / "leaderboard.py", tmp_path / "in", "--seed=7", "--count=3"]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
-    assert result.returncode == 0 and result.stdout.startswith("Nobody has a score.\neve, no score: "), result.stderr
-    assert list(pd.read_csv(tmp_path / "leaderboard.csv").student) == ["eve"]
+    table, output = run_leaderboard(tmp_path / "in", count=3)
+    assert output.startswith("Nobody has a score.\neve, no score: ") and list(table.index) == ["eve"]

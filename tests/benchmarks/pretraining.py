@@ -17,7 +17,7 @@ cores, `draw --processes 2` would take about an hour and `train` four.
 """
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -36,9 +36,8 @@ from fetalseg_helpers.training import PRETRAINED
 SHARD = 125  # phantoms in a file
 DRAWN = {"width": 192, "height": 128}
 CANVAS = {"width": 96, "height": 64, "fit": "scale"}
-SETTINGS = training.Settings(base_channels=16, depth=4, batch_size=64)
-RATE = 4e-3  # the highest of one cycle
-CHUNK = 10_000  # images between two looks at what has been drawn
+SETTINGS = training.Settings(base_channels=16, depth=4, batch_size=64, learning_rate=4e-3)
+CHUNK = 10_000  # images between two rows of the curve, and two files to go on from
 WIDER = {"rotation": 35.0, "zoom": 0.35, "shift": 0.12, "gain": 1.5, "gamma": 1.7}  # than for real frames
 NO_HEADS = 0.04  # of what is shown is made by `no_head`
 FAINT = {  # blurred, in turbid fluid, the skull a weak line or none; units as in distributions.csv
@@ -172,8 +171,8 @@ def cli():
 def draw(folder, shards, processes):
     """Draw what is not there yet."""
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    paths = {folder / "shards" / f"{number:04d}.npz": number for number in range(shards)}
-    missing = [(path, number) for path, number in paths.items() if not path.exists()]
+    paths = [folder / "shards" / f"{number:04d}.npz" for number in range(shards)]
+    missing = [(path, number) for number, path in enumerate(paths) if not path.exists()]
     joblib.Parallel(processes, verbose=5)(joblib.delayed(draw_shard)(*each) for each in missing)
 
 
@@ -187,14 +186,13 @@ def train(folder, real, every, total, workers):
     """Train, and go on after an interruption at the last complete chunk."""
     torch.manual_seed(0)
     network = unet.make_network(SETTINGS.base_channels, SETTINGS.depth, SETTINGS.normalisation)
-    settings = replace(SETTINGS, learning_rate=RATE)
     chunks = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
     steps = sum(-(-(last - first) // SETTINGS.batch_size) for first, last in chunks)
-    optimiser = training.make_optimiser(network, settings)
+    optimiser = training.make_optimiser(network, SETTINGS)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, RATE, total_steps=steps + 1, pct_start=0.15, cycle_momentum=False
+        optimiser, SETTINGS.learning_rate, total_steps=steps + 1, pct_start=0.15, cycle_momentum=False
     )
-    last, rows, seen = folder / "last.pt", [], {}
+    last, rows = folder / "last.pt", []
     if last.exists():
         state = torch.load(last, weights_only=True)
         rows = state["rows"]
@@ -202,11 +200,9 @@ def train(folder, real, every, total, workers):
         optimiser.load_state_dict(state["optimiser"])
         scheduler.load_state_dict(state["scheduler"])
     pairs = usable(real) if real else None
+    shards = [read_shard(path) for path in sorted((folder / "shards").glob("????.npz"))]
+    images, masks = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
     for first, end in chunks[len(rows) :]:
-        for path in sorted((folder / "shards").glob("????.npz")):
-            if path not in seen:
-                seen[path] = read_shard(path)
-        images, masks = (np.concatenate(arrays) for arrays in zip(*seen.values(), strict=True))
         shown = Shown(images, masks, first, end, total)
         loader = torch.utils.data.DataLoader(shown, SETTINGS.batch_size, num_workers=workers)
         torch.set_flush_denormal(True)
